@@ -1,0 +1,317 @@
+"""The command line: each command calls one function and prints what it returned."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from beholder.core.errors import ArgumentError, BeholderError
+
+app = typer.Typer(
+    name="beholder",
+    help="How good is my image model really, where and why does it fail, how do I mend it?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+cache_app = typer.Typer(help="What is kept between runs.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+
+DATA = "What data"
+MODEL = "What model"
+JUDGE = "How to judge"
+WORK = "How to work"
+OUTPUT = "What comes out"
+
+ANY_ERROR, BROKEN_PIPE, INTERRUPTED, FAILED_ON = 1, 141, 130, 6
+
+
+def option(panel: str, help: str, *names: str) -> Any:
+    """An option that stands in a panel of the help."""
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False)
+
+
+@app.command()
+def study(
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            help="A folder, a table, coco:ANN.json, wds:SHARDS, parquet:DIR, hf:NAME, or solar, "
+            "textile, openmoji, digits, mnist5k, photos.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        option(MODEL, "A timm encoder, a run, local-dir:DIR, a .onnx or .pt2.", "--model", "-m"),
+    ] = None,
+    judge: Annotated[
+        bool | None, option(MODEL, "Judge the timm model's own classifier.", "--judge")
+    ] = None,
+    class_map: Annotated[
+        Path | None, option(MODEL, "CSV: data_class, model_class.", "--class-map")
+    ] = None,
+    by_position: Annotated[
+        bool | None, option(MODEL, "Output i is class i.", "--by-position")
+    ] = None,
+    preprocess: Annotated[
+        Path | None, option(MODEL, "TOML or JSON: mean, std, scale, size.", "--preprocess")
+    ] = None,
+    crop: Annotated[str | None, option(MODEL, "squash (default) or center.", "--crop")] = None,
+    device: Annotated[str | None, option(MODEL, "auto, cpu, cuda, mps.", "--device")] = None,
+    format: Annotated[
+        str | None, option(DATA, "Skip the detection of the form.", "--format")
+    ] = None,
+    label_column: Annotated[
+        str | None, option(DATA, "Column with the label.", "--label-column")
+    ] = None,
+    source_column: Annotated[
+        str | None,
+        option(
+            DATA, "Column of what must not straddle a split (patient, device).", "--source-column"
+        ),
+    ] = None,
+    split_column: Annotated[
+        str | None, option(DATA, "Column with train, val, test.", "--split-column")
+    ] = None,
+    classes: Annotated[
+        str | None, option(DATA, "Names in order, comma separated.", "--classes")
+    ] = None,
+    root: Annotated[
+        Path | None, option(DATA, "Folder that a table's paths start from.", "--root")
+    ] = None,
+    bins: Annotated[
+        int | None, option(DATA, "Cut a measured label into so many classes.", "--bins")
+    ] = None,
+    max_pixels: Annotated[int | None, option(DATA, "Skip larger images.", "--max-pixels")] = None,
+    target: Annotated[float | None, option(JUDGE, "Accuracy wanted, 0 to 1.", "--target")] = None,
+    risk: Annotated[
+        float | None, option(JUDGE, "Error wanted of the accepted answers.", "--risk")
+    ] = None,
+    latency_ms: Annotated[float | None, option(JUDGE, "Latency wanted.", "--latency-ms")] = None,
+    splits: Annotated[int | None, option(JUDGE, "Split seeds (3).", "--splits")] = None,
+    seed: Annotated[int | None, option(JUDGE, "First seed (0).", "--seed")] = None,
+    sections: Annotated[
+        str | None, option(JUDGE, "Only these sections, comma separated.", "--sections")
+    ] = None,
+    without: Annotated[str | None, option(JUDGE, "All but these sections.", "--without")] = None,
+    budget: Annotated[float | None, option(WORK, "Minutes (6); 0 = no limit.", "--budget")] = None,
+    workers: Annotated[int | None, option(WORK, "Reading threads (2).", "--workers")] = None,
+    no_cache: Annotated[
+        bool, option(WORK, "Neither read nor write the cache.", "--no-cache")
+    ] = False,
+    config: Annotated[Path | None, option(WORK, "A run.toml to repeat.", "--config")] = None,
+    out: Annotated[Path | None, option(OUTPUT, "Run directory.", "--out", "-o")] = None,
+    overwrite: Annotated[
+        bool | None, option(OUTPUT, "Replace another run there.", "--overwrite")
+    ] = None,
+    anonymous: Annotated[
+        bool | None, option(OUTPUT, "No file names in the report.", "--anonymous")
+    ] = None,
+    strict: Annotated[
+        bool | None, option(OUTPUT, "Exit 5 if a section failed.", "--strict")
+    ] = None,
+    fail_on: Annotated[
+        str | None, option(OUTPUT, "Exit 6 from this severity on: look, act.", "--fail-on")
+    ] = None,
+    quiet: Annotated[bool, option(OUTPUT, "Only the verdict.", "--quiet", "-q")] = False,
+    as_json: Annotated[
+        bool, option(OUTPUT, "results.json on stdout, nothing else.", "--json")
+    ] = False,
+    open_report: Annotated[bool, option(OUTPUT, "Open the report in a browser.", "--open")] = False,
+) -> None:
+    """How good is a model on my images, and where and why does it fail?"""
+    given = {
+        "data": data,
+        "model": model,
+        "judge": judge,
+        "class_map": class_map,
+        "by_position": by_position,
+        "preprocess": preprocess,
+        "crop": crop,
+        "device": device,
+        "format": format,
+        "label_column": label_column,
+        "source_column": source_column,
+        "split_column": split_column,
+        "classes": _listed(classes),
+        "root": root,
+        "bins": bins,
+        "max_pixels": max_pixels,
+        "target": target,
+        "risk": risk,
+        "latency_ms": latency_ms,
+        "splits": splits,
+        "seed": seed,
+        "sections": _listed(sections),
+        "without": _listed(without),
+        "budget": budget,
+        "workers": workers,
+        "cache": False if no_cache else None,
+        "out": out,
+        "overwrite": overwrite,
+        "anonymous": anonymous,
+        "strict": strict,
+        "fail_on": fail_on,
+    }
+    values = _configured(config) | {name: x for name, x in given.items() if x is not None}
+    if "data" not in values:
+        raise ArgumentError("There is no DATA.", "For example: beholder study solar")
+    values.pop("quiet", None)
+    from rich.console import Console
+
+    from beholder.evaluate.report.terminal import render
+    from beholder.study import study as run
+
+    report = run(values.pop("data"), values.pop("model", None), quiet=quiet or as_json, **values)
+    if as_json:
+        sys.stdout.write(json.dumps(report.to_dict(), ensure_ascii=False, sort_keys=True) + "\n")
+    elif quiet:
+        typer.echo(f"{report.severity.upper()}  {report.verdict.sentence}")
+    else:
+        render(report, Console())
+    if open_report:
+        report.open()
+    order = ("none", "good", "look", "act")
+    wanted = values.get("fail_on")
+    if wanted and order.index(report.severity) >= order.index(wanted):
+        raise typer.Exit(FAILED_ON)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)],
+) -> None:
+    """Draw a run's report again, from its records alone."""
+    from rich.console import Console
+
+    from beholder.evaluate.report import Report
+    from beholder.evaluate.report.terminal import render
+
+    found = Report.load(run)
+    found.save(run)
+    render(found, Console())
+
+
+@app.command()
+def doctor() -> None:
+    """Versions, devices, and what is missing for which extra."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from beholder.core.environment import doctor as examine
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for row in examine():
+        table.add_row(*row)
+    Console().print(table)
+
+
+@cache_app.command("size")
+def cache_size() -> None:
+    """How much is kept, and where."""
+    from beholder.core.cache import size
+    from beholder.core.files import cache_dir
+
+    typer.echo(f"{size() / 2**20:,.0f} MiB in {cache_dir()}")
+
+
+@cache_app.command("prune")
+def cache_prune(
+    older: Annotated[str, typer.Option(help="Unused for so long: 12h, 30d.")] = "30d",
+) -> None:
+    """Drop what was not used for long, and what is above 20 GiB."""
+    from beholder.core.cache import prune
+
+    match = re.fullmatch(r"(\d+)([hd])", older)
+    if not match:
+        raise ArgumentError(f"--older = {older!r} is no span of time.", "For example 12h or 30d.")
+    seconds = int(match[1]) * (3600 if match[2] == "h" else 86400)
+    typer.echo(f"{prune(seconds) / 2**20:,.0f} MiB freed")
+
+
+@cache_app.command("clear")
+def cache_clear() -> None:
+    """Drop everything."""
+    from beholder.core.cache import clear
+
+    typer.echo(f"{clear() / 2**20:,.0f} MiB freed")
+
+
+def _listed(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(part.strip() for part in text.split(","))
+
+
+def _configured(path: Path | None) -> dict[str, Any]:
+    """The options of a `run.toml`."""
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ArgumentError(f"--config {path}: {error}.") from error
+
+
+def main() -> None:
+    """Run; errors become one line on stderr and their exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as finished:
+        sys.exit(finished.exit_code)
+    except typer.Abort:
+        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped. The same command goes on from here.\n")
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        sys.exit(BROKEN_PIPE)
+    except BeholderError as error:
+        sys.stderr.write(f"beholder: {error}\n")
+        sys.exit(error.exit_code)
+    except Exception as error:
+        code = _told_by_typer(error)
+        if code is None:
+            sys.exit(_crashed(error))
+        sys.exit(code)
+
+
+def _told_by_typer(error: Exception) -> int | None:
+    """A usage error of the command line, shown as such; None for anything else."""
+    if not hasattr(error, "exit_code") or not hasattr(error, "show"):
+        return None
+    error.show()
+    return int(error.exit_code)
+
+
+def _crashed(error: Exception) -> int:
+    """One line on stderr, the traceback in the cache's log.txt, never lost."""
+    import traceback
+
+    from beholder.core.files import cache_dir
+
+    if isinstance(error, MemoryError):
+        sys.stderr.write("beholder: out of memory. Try fewer images or a smaller model.\n")
+        return 4
+    log = cache_dir() / "log.txt"
+    text = traceback.format_exc()
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(text)
+        where = f"the traceback is in {log}"
+    except OSError:
+        sys.stderr.write(text)
+        where = "the traceback is above"
+    sys.stderr.write(f"beholder: {type(error).__name__}: {error} ({where})\n")
+    return ANY_ERROR
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""Ways to run one module on a CPU or GPU, and the choice between them by measurement.
+
+Every engine maps uint8 batches [B, H, W, 3] to float32 [B, D] in order. The batch size is fixed, so
+that the figures of an image never depend on its neighbours; the last batch is padded.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .files import cache_dir, key_of
+
+if TYPE_CHECKING:
+    import openvino
+
+TOLERANCE = 1e-3
+BATCH = 8
+
+
+class Engine(Protocol):
+    """Runs a module over batches of exactly `batch` images."""
+
+    name: str
+    batch: int
+
+    def run(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """uint8 [batch, H, W, 3] in, float32 [batch, D] out, in order."""
+        ...
+
+
+class FromBytes(nn.Module):
+    """uint8 [B, H, W, 3] -> `module` of float [0, 1] [B, 3, H, W] (channels_last in memory)."""
+
+    def __init__(self, module: nn.Module, method: str) -> None:
+        super().__init__()
+        self.module = module
+        self.method = method
+
+    def forward(self, images: Tensor) -> Tensor:
+        return getattr(self.module, self.method)(images.permute(0, 3, 1, 2).float() / 255)
+
+
+class Eager:
+    """Plain torch, channels_last, inference mode."""
+
+    def __init__(self, module: nn.Module, batch: int = BATCH, device: str = "cpu") -> None:
+        self.name = "eager" if device == "cpu" else f"eager {device}"
+        self.batch = batch
+        self.device = device
+        self.module = module.to(device)
+
+    def run(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for batch in batches:
+            with torch.inference_mode():
+                yield self.module(torch.from_numpy(batch).to(self.device)).float().cpu().numpy()
+
+
+class OpenVino:
+    """OpenVINO in float32, as many requests in flight as the machine has streams for.
+
+    The converted network is kept in the cache under `key`.
+    """
+
+    name = "openvino"
+
+    def __init__(
+        self,
+        module: nn.Module,
+        size: tuple[int, int],
+        key: str | None = None,
+        batch: int = BATCH,
+        threads: int | None = None,
+    ) -> None:
+        import openvino
+
+        self.batch = batch
+        path = cache_dir() / "engines" / f"{key}.xml" if key else None
+        core = openvino.Core()
+        network = self._converted(core, module, size, path)
+        network.reshape([batch, *size, 3])
+        settings = {
+            "PERFORMANCE_HINT": "THROUGHPUT" if batch > 1 else "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
+        }
+        compiled = core.compile_model(network, "CPU", settings)
+        count = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        self.requests = [compiled.create_infer_request() for _ in range(count)]
+
+    @staticmethod
+    def _converted(
+        core: openvino.Core, module: nn.Module, size: tuple[int, int], path: Path | None
+    ) -> openvino.Model:
+        import openvino
+
+        if path and path.exists() and path.with_suffix(".bin").exists():
+            return core.read_model(path)
+        example = torch.zeros(2, *size, 3, dtype=torch.uint8)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            free = {"images": {0: torch.export.Dim.DYNAMIC}}
+            program = torch.export.export(module, (example,), dynamic_shapes=free)
+            network = openvino.convert_model(program)
+        if path:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporary = path.with_name(f"{path.stem}.{os.getpid()}.xml")
+                openvino.save_model(network, temporary, compress_to_fp16=False)
+                temporary.with_suffix(".bin").replace(path.with_suffix(".bin"))
+                temporary.replace(path)
+            except (OSError, RuntimeError):
+                logging.getLogger("beholder").info("The converted network could not be kept.")
+        return network
+
+    def run(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        idle, busy = deque(self.requests), deque()
+        try:
+            for batch in batches:
+                if not idle:
+                    yield self._finish(busy, idle)
+                request = idle.popleft()
+                request.start_async({0: batch})
+                busy.append(request)
+            while busy:
+                yield self._finish(busy, idle)
+        finally:
+            for request in busy:
+                request.wait()
+
+    @staticmethod
+    def _finish(busy: deque, idle: deque) -> np.ndarray:
+        request = busy.popleft()
+        request.wait()
+        result = request.get_output_tensor(0).data.copy()
+        idle.append(request)
+        return result
+
+
+def seconds_per_image(engine: Engine, batches: list[np.ndarray]) -> float:
+    """The median batch's time per image, after one warm-up."""
+    list(engine.run(batches[:1]))
+    times = []
+    for batch in batches:
+        start = time.perf_counter()
+        list(engine.run([batch] * 2))
+        times.append((time.perf_counter() - start) / (2 * engine.batch))
+    return float(np.median(times))
+
+
+def fastest(
+    module: nn.Module, sample: np.ndarray, describe: object, device: str = "cpu"
+) -> tuple[Engine, float, list[str]]:
+    """The fastest engine that is installed and equal to eager torch within 1e-3.
+
+    Args:
+        module: uint8 [B, H, W, 3] -> [B, D].
+        sample: uint8 [n, H, W, 3], real images; `n` >= 1.
+        describe: what decides the module's outputs (the cache key of converted networks).
+
+    Returns:
+        The engine, its seconds per image, and one note per engine that was passed over.
+    """
+    count = BATCH if device == "cpu" else 64
+    batch = np.resize(sample, (count, *sample.shape[1:]))
+    eager = Eager(module, count, device)
+    if device != "cpu" or importlib.util.find_spec("openvino") is None:
+        note = (
+            [] if device != "cpu" else ["OpenVINO is not installed (pip install 'beholder[fast]')"]
+        )
+        return eager, seconds_per_image(eager, [batch]), note
+    try:
+        other = OpenVino(module, sample.shape[1:3], key_of(describe))
+    except (RuntimeError, NotImplementedError, torch._dynamo.exc.UserError) as error:
+        note = f"OpenVINO cannot convert this model: {str(error).splitlines()[0][:120]}"
+        return eager, seconds_per_image(eager, [batch]), [note]
+    reference, found = next(eager.run([batch])), next(other.run([batch]))
+    gap = float(np.abs(reference - found).max() / max(1.0, float(np.abs(reference).max())))
+    if not gap <= TOLERANCE:
+        note = f"OpenVINO differs from torch by {gap:.1e} and was not used"
+        return eager, seconds_per_image(eager, [batch]), [note]
+    start = time.perf_counter()
+    next(eager.run([batch]))
+    slow = (time.perf_counter() - start) / count
+    fast = seconds_per_image(other, [batch, batch])
+    return (other, fast, []) if fast < slow else (eager, slow, ["torch was faster than OpenVINO"])

@@ -1,0 +1,108 @@
+"""Which of nine groups an emoji belongs to, by its first code point.
+
+The groups are those of Unicode's emoji chart (UTS 51). No installed package ships them, so they are
+written down here as code point ranges; drawings that Unicode does not list as emoji (chess men,
+letters, symbols) are symbols.
+"""
+
+from __future__ import annotations
+
+RANGES = {
+    "smileys": """
+        1F600-1F644 1F910-1F917 1F920-1F925 1F927-1F92F 1F970-1F976 1F978-1F97A 1F9D0
+        1FAE0-1FAE5 1FAE8-1FAEA 2639-263A 2620 1F479-1F47B 1F47D-1F480 1F4A9 1F916 1F48B-1F48C
+        1F493-1F49F 2763-2764 1F9E1 1F5A4 1F90D-1F90E 1FA75-1FA77 1F4AF 1F4A2 1F4A4-1F4A6 1F4A8
+        1F4AB-1F4AD 1F573 1F5E8 1F5EF 1FAEF
+    """,
+    "people": """
+        1F385 1F3C2-1F3C4 1F3C7 1F3CA-1F3CC 1F440-1F450 1F463-1F478 1F47C 1F481-1F483
+        1F485-1F487 1F48F 1F491 1F4AA 1F574-1F575 1F57A 1F590 1F595-1F596 1F5E3 1F645-1F647
+        1F64B-1F64F 1F6A3 1F6B4-1F6B6 1F6C0 1F6CC 1F90C 1F90F 1F918-1F91F 1F926 1F930-1F939
+        1F93C-1F93E 1F977 1F9B5-1F9B9 1F9BB 1F9BE-1F9BF 1F9CD-1F9CF 1F9D1-1F9E0 1FAC0-1FAC6
+        1FAC8 1FAE6 1FAF0-1FAFA 261D 26F7 26F9 270A-270D 1F3FB-1F3FF 1F9B0-1F9B3 1FBC5-1FBC9
+        1F930-1F936
+    """,
+    "animals": """
+        1F331-1F335 1F337-1F33C 1F33E-1F344 1F400-1F43F 1F490 1F4AE 1F54A 1F577-1F578 1F940
+        1F980-1F9A2 1F9A3-1F9AE 1FAB0-1FAB2 1FAB3-1FAB4 1FAB6-1FABF 1FACD-1FACF 1FABE 2618 1F3F5
+        1FAB7 1F98B 1F9A0
+    """,
+    "food": """
+        1F32D-1F330 1F336 1F33D 1F345-1F37F 1F382 1F942-1F944 1F950-1F96F 1F980 1F990-1F991
+        1F99E 1F9AA 1F9C0-1F9CB 1FAD0-1FADF 1F52A 1F3FA 2615 1FADC-1FADD 1F374
+    """,
+    "travel": """
+        1F300-1F321 1F324-1F32C 1F3A0-1F3A2 1F3AA 1F3CD-1F3CE 1F3D4-1F3DF 1F3E0-1F3ED
+        1F3EF-1F3F0 1F488 1F492 1F4A7 1F4BA 1F525 1F54B-1F54D 1F550-1F567 1F570 1F5FA-1F5FF
+        1F680-1F6A2 1F6A4-1F6A8 1F6B2 1F6CE 1F6D1 1F6D5-1F6D6 1F6D8 1F6DD-1F6DF 1F6E2-1F6E5
+        1F6E9-1F6FC 1F9BC-1F9BD 1F9ED 1F9F1 1F9F3 1FA82 1FA90 1FAA8 1FAB5 231A-231B 23F0-23F3
+        2600-2604 2614 2668 2693 26A1 26C4-26C5 26C8 26E9-26EA 26F0-26F2 26F4-26F5 26FA 26FD
+        2708 2744 2B50
+    """,
+    "activities": """
+        1F380-1F381 1F383-1F384 1F386-1F38B 1F38D-1F391 1F396-1F397 1F39F 1F3A3 1F3A8 1F3AB
+        1F3AD-1F3AF 1F3B0-1F3B4 1F3BD-1F3C0 1F3C5-1F3C6 1F3C8-1F3C9 1F3CF-1F3D3 1F3F8 1F52B
+        1F52E 1F579 1F5BC 1F6F7 1F93F 1F945 1F947-1F94F 1F9E7-1F9E9 1F9F5-1F9F6 1F9F8 1F9FF
+        1FA70 1FA80-1FA81 1FA83-1FA86 1FAA1-1FAA2 1FAA9 1F004 1F0CF 265F-2660 2663 2665-2666
+        26BD-26BE 26F3 26F8 2728 1FA8E
+    """,
+    "objects": """
+        1F392-1F393 1F399-1F39B 1F39E 1F3A4-1F3A5 1F3A7 1F3A9 1F3AC 1F3B5-1F3BC 1F3EE 1F3F7
+        1F3F9 1F451-1F462 1F484 1F489-1F48A 1F48D-1F48E 1F4A1 1F4A3 1F4B0-1F4B1 1F4B3-1F4B9
+        1F4BB-1F4F2 1F4F7-1F4FD 1F4FF 1F507-1F50A 1F50B-1F517 1F526-1F52D 1F56F 1F576 1F587
+        1F58A-1F58D 1F5A5 1F5A8 1F5B1-1F5B2 1F5C2-1F5C4 1F5D1-1F5D3 1F5DC-1F5DE 1F5E1 1F5F3
+        1F6AA 1F6AC 1F6BD 1F6BF 1F6C1 1F6CB 1F6CD 1F6CF 1F6D2 1F6D7 1F6E0-1F6E1 1F941
+        1F97B-1F97F 1F9AF 1F9BA 1F9E2-1F9E6 1F9EA-1F9EC 1F9EE-1F9F0 1F9F2 1F9F4 1F9F7
+        1F9F9-1F9FE 1FA71-1FA74 1FA78-1FA7C 1FA87-1FA8D 1FA8F 1FA91-1FAA7 1FAAA-1FAAF 1FAE7
+        1F94B 1FAD9 2328 260E 2692 2694 2696-2697 2699 26B0-26B1 26CF 26D1 26D3 2702 2709 270F
+        2712
+    """,
+    "flags": """
+        1F1E6-1F1FF 1F38C 1F3C1 1F3F3-1F3F4 1F6A9
+    """,
+}
+"""Group -> ranges. Where two groups name a code point, the later one holds."""
+
+
+def _table() -> dict[int, str]:
+    table: dict[int, str] = {}
+    for group, ranges in RANGES.items():
+        for part in ranges.split():
+            first, _, last = part.partition("-")
+            table |= dict.fromkeys(range(int(first, 16), int(last or first, 16) + 1), group)
+    return table
+
+
+GROUP_OF = _table()
+
+SKIN_TONES = range(0x1F3FB, 0x1F400)
+VARIATION = 0xFE0F
+
+TWO_TONES = {
+    (0x1F469, 0x200D, 0x1F91D, 0x200D, 0x1F468): (0x1F46B,),
+    (0x1F468, 0x200D, 0x1F91D, 0x200D, 0x1F468): (0x1F46C,),
+    (0x1F469, 0x200D, 0x1F91D, 0x200D, 0x1F469): (0x1F46D,),
+    (0x1F9D1, 0x200D, 0x2764, 0x200D, 0x1F9D1): (0x1F491,),
+    (0x1F9D1, 0x200D, 0x2764, 0x200D, 0x1F48B, 0x200D, 0x1F9D1): (0x1F48F,),
+    (0x1FAF1, 0x200D, 0x1FAF2): (0x1F91D,),
+    (0x1F9D1, 0x200D, 0x1F430, 0x200D, 0x1F9D1): (0x1F46F,),
+    (0x1F468, 0x200D, 0x1F430, 0x200D, 0x1F468): (0x1F46F, 0x200D, 0x2642),
+    (0x1F469, 0x200D, 0x1F430, 0x200D, 0x1F469): (0x1F46F, 0x200D, 0x2640),
+    (0x1F9D1, 0x200D, 0x1FAEF, 0x200D, 0x1F9D1): (0x1F93C,),
+    (0x1F468, 0x200D, 0x1FAEF, 0x200D, 0x1F468): (0x1F93C, 0x200D, 0x2642),
+    (0x1F469, 0x200D, 0x1FAEF, 0x200D, 0x1F469): (0x1F93C, 0x200D, 0x2640),
+}
+"""Pairs that are spelt out only when both people have a tone of their own -> the plain drawing."""
+
+
+def group_of(points: tuple[int, ...]) -> str:
+    """One of nine groups for a sequence of code points."""
+    if len(points) == 1 and points[0] in range(0x1F1E6, 0x1F200):
+        return "symbols"
+    return GROUP_OF.get(points[0], "symbols")
+
+
+def base_of(points: tuple[int, ...]) -> tuple[int, ...]:
+    """The drawing without skin tones and variation marks: what its variants have in common."""
+    plain = tuple(p for p in points if p not in SKIN_TONES and p != VARIATION)
+    return TWO_TONES.get(plain, plain) or points

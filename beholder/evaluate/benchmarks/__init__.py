@@ -1,0 +1,9 @@
+"""The sections of a study, in the order of the report."""
+
+from . import accuracy, calibration, confusion, cost, data, groups, method, mistakes  # noqa: F401
+from .base import SECTIONS as _REGISTERED
+
+ORDER = ("data", "accuracy", "groups", "confusion", "mistakes", "calibration", "cost", "method")
+SECTIONS = {id: _REGISTERED[id] for id in ORDER}
+
+__all__ = ["SECTIONS"]

@@ -1,0 +1,188 @@
+"""One sentence, one severity, five tiles, and what to do next (specs/study.md, 4.1)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import polars as pl
+
+from beholder.core.options import Options
+from beholder.core.sections import Section, Severity, Value, worst
+
+from .base import Evidence, plural, without_size
+from .method import command
+
+MAX_WORDS = 45
+MAX_NEXT = 5
+COUNTING = ("accuracy", "groups", "duplicates", "unknown", "labels")
+ORDER = (
+    "duplicates",
+    "accuracy",
+    "groups",
+    "unknown",
+    "calibration",
+    "labels",
+    "corruptions",
+    "adversarial",
+    "data",
+    "mistakes",
+    "confusion",
+    "oddities",
+    "explanations",
+    "cost",
+)
+HEADLINE = {
+    "accuracy": ("accuracy", "accuracy"),
+    "balanced_accuracy": ("accuracy", "balanced"),
+    "label_errors": ("labels", "estimated_errors"),
+    "refuse_threshold": ("calibration", "threshold"),
+    "latency_ms": ("cost", "latency_ms"),
+}
+
+
+def verdict(sections: dict[str, Section], evidence: Evidence, options: Options) -> dict[str, Any]:
+    """`results.json: verdict`: severity, sentence (at most 45 words), next (at most 5).
+
+    The sentence is that of accuracy, then the worst finding to act on, else the worst to look at.
+    """
+    return {
+        "severity": overall(sections),
+        "sentence": sentence(sections, evidence),
+        "next": next_steps(sections, evidence, options)[:MAX_NEXT],
+    }
+
+
+def overall(sections: dict[str, Section]) -> Severity:
+    """Worst of accuracy, groups, duplicates, unknown, labels; the others can only raise to look."""
+
+    def counted(section: Section) -> Severity:
+        if section.id in COUNTING:
+            return section.severity
+        return "look" if section.severity in ("look", "act") else "none"
+
+    return worst(*map(counted, sections.values()))
+
+
+def sentence(sections: dict[str, Section], evidence: Evidence) -> str:
+    """Accuracy's sentence (or what the data is), and the worst other one."""
+    accuracy = sections.get("accuracy")
+    if accuracy is not None and accuracy.status in ("measured", "reduced"):
+        start = first_sentence(accuracy.finding)
+    else:
+        start = _what_it_is(evidence)
+    others = ranked({id: s for id, s in sections.items() if id != "accuracy"})
+    for severity in ("act", "look"):
+        for section in others:
+            if section.severity == severity:
+                return shortened(start, first_sentence(without_size(section.finding)))
+    return shortened(start)
+
+
+def _what_it_is(evidence: Evidence) -> str:
+    images = plural(len(evidence.frame), "image")
+    if evidence.kind == "unlabelled":
+        return f"{images}, no labels."
+    if evidence.kind == "one_class":
+        return f"{images} of one class."
+    if evidence.kind == "multilabel":
+        return f"{images} with several labels each."
+    return f"{images} in {plural(len(evidence.classes), 'class')}."
+
+
+def ranked(sections: dict[str, Section]) -> list[Section]:
+    """By the order of badness of 4.1; data that cannot be read first, other data findings late."""
+    order = {id: place for place, id in enumerate(ORDER)}
+    skipped = sections["data"].values.get("skipped") if "data" in sections else None
+    if skipped is not None and (skipped.estimate or 0) > 0.2:
+        order["data"] = -1
+    return sorted(sections.values(), key=lambda s: order.get(s.id, len(order)))
+
+
+def first_sentence(text: str) -> str:
+    """Up to the first full stop that ends a sentence."""
+    return re.split(r"(?<=[.!?]) (?=[A-Z])", text, maxsplit=1)[0]
+
+
+def shortened(start: str, more: str = "") -> str:
+    """Both within 45 words: first the added sentence loses its clauses from the end, then words."""
+    while more and len(f"{start} {more}".split()) > MAX_WORDS:
+        kept = re.split(r"[;,:] |\s\(", more)
+        more = more[: len(more) - len(kept[-1])].rstrip(" ;,:(") if len(kept) > 1 else ""
+        more = more and more + "."
+    words = f"{start} {more}".split()
+    return " ".join(words if len(words) <= MAX_WORDS else [*words[: MAX_WORDS - 1], "..."])
+
+
+def next_steps(
+    sections: dict[str, Section], evidence: Evidence, options: Options
+) -> list[dict[str, Any]]:
+    """What to do, gravest first: {sentence, command, gain}; command '' where none helps."""
+    steps: list[dict[str, Any]] = []
+
+    def add(text: str, gain: Value | None = None, **changed: object) -> None:
+        line = command(options.model_copy(update=changed)) if changed else ""
+        steps.append({"sentence": text, "command": line, "gain": gain})
+
+    accuracy, calibration = sections.get("accuracy"), sections.get("calibration")
+    if len(evidence.skipped):
+        files = plural(len(evidence.skipped), "file")
+        add(f"{files} skipped: read the list in skipped.csv, mend what should be in.")
+    if "groups" in sections and "named" in sections["groups"].tables:
+        named = sections["groups"].frame("named")["slice"][0]
+        add(f"Look at the mistakes on {named}, and add images like them.")
+    if accuracy and "permutation" in accuracy.tables:
+        add("Put the class names into the model's order, or name them in a class map.")
+    elif accuracy and "per_class" in accuracy.tables and (step := more_images(accuracy)):
+        add(*step)
+    threshold = calibration.values.get("threshold") if calibration else None
+    if calibration and threshold and threshold.estimate is not None:
+        coverage = calibration.values["coverage"]
+        text = f"Refuse answers below confidence {threshold.estimate:.2f}"
+        text += f": {coverage.text(interval=False)} remain"
+        if options.risk is not None:
+            add(f"{text}, at the error asked for.")
+        elif coverage.estimate != 1:
+            add(f"{text}. Or say which error you can bear:", risk=0.05)
+    if accuracy and accuracy.values and options.target is None:
+        add("Say which accuracy you need, and the verdict says whether it is reached:", target=0.9)
+    if not evidence.source_given:
+        text = "If several images show one thing (patient, module, camera), name its column:"
+        add(text, source_column="NAME")
+    return steps
+
+
+def more_images(accuracy: Section) -> tuple[str, Value | None] | None:
+    """Which class to add images of, and what the last doubling gained; None if none is needed."""
+    gain = accuracy.values.get("gain_last_doubling")
+    helps = gain is not None and (gain.low or 0) > 0
+    if not helps and accuracy.severity == "good":
+        return None
+    classes = accuracy.frame("per_class").filter(pl.col("recall").is_not_null()).sort("recall")
+    weakest = classes.row(0, named=True)
+    found = f"{100 * weakest['recall']:.0f} % of {weakest['class']}"
+    if helps:
+        return f"Add images: more would help; least is found of one class ({found}).", gain
+    return f"Add images of the weakest class: only {found} is found.", None
+
+
+def worst_slice(groups: Section) -> str:
+    """The name of the slice with the smallest shrunken estimate."""
+    return groups.frame("slices")["slice"][0]
+
+
+def headline(sections: dict[str, Section]) -> dict[str, Any]:
+    """`results.json: headline`: a Value each, None where its section was not run."""
+    tiles: dict[str, Any] = {
+        name: sections[id].values.get(value) if id in sections else None
+        for name, (id, value) in HEADLINE.items()
+    }
+    groups = sections.get("groups")
+    tiles["worst_group"] = None
+    if (
+        groups is not None
+        and "worst" in groups.values
+        and groups.values["worst"].estimate is not None
+    ):
+        tiles["worst_group"] = {"name": worst_slice(groups), "estimate": groups.values["worst"]}
+    return tiles

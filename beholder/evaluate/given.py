@@ -1,0 +1,221 @@
+"""A model that the user brought: asked about every image once, never trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+
+from beholder.core.engines import Engine
+from beholder.core.features import extract
+from beholder.core.images import Images
+from beholder.core.model import VisionModel
+from beholder.core.split import folds
+from beholder.metrics.calibration import fit_temperature, softmax
+from beholder.models.classmatch import apply, match_classes, numbered
+from beholder.models.given_model import GivenModel
+
+from .evidence import Answered
+
+PROBE = 64
+CALIBRATION_FOLDS = 5
+
+
+class AsGiven:
+    """The model's own forward pass as an engine: logits [M], then features [D] where it has some."""
+
+    name = "as given"
+    batch = PROBE
+
+    def __init__(self, model: GivenModel) -> None:
+        self.model = model
+
+    def run(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for batch in batches:
+            images = torch.from_numpy(batch).permute(0, 3, 1, 2)
+            with torch.inference_mode():
+                logits, features = self.model.answer(images.to(self.model._mean.device))
+            parts = [logits] if features is None else [logits, features.flatten(1)]
+            yield torch.cat([part.float().cpu() for part in parts], 1).numpy()
+
+
+@dataclass
+class Judged:
+    """Answers, and how the classes were matched."""
+
+    answered: Answered
+    class_match: str
+    notes: list[str]
+
+
+def judge_given(
+    model: GivenModel,
+    images: Images,
+    hashes: list[str],
+    *,
+    class_map: Path | None,
+    by_position: bool,
+    workers: int,
+    directory: Path | None,
+    seed: int,
+    progress: Callable[[int], None],
+) -> Judged:
+    """Answers of a model as it came, calibrated by a temperature that no judged image sets itself.
+
+    Raises:
+        ModelError: its classes are not those of the data.
+    """
+    rows = np.linspace(0, len(images) - 1, min(PROBE, len(images))).astype(int)
+    sample = np.stack([model.prepare(images.read(int(row))) for row in rows])
+    engine = AsGiven(model)
+    with torch.inference_mode():
+        logits, features = model.answer(torch.from_numpy(sample).permute(0, 3, 1, 2))
+    outputs = logits.shape[1]
+    layout = {"logits": slice(0, outputs)}
+    if features is not None:
+        layout["pooled"] = slice(outputs, outputs + features.flatten(1).shape[1])
+    names = model.classes or numbered(outputs)
+    match = match_classes(images.classes, names, class_map=class_map, by_position=by_position)
+    found = extract(
+        lambda: engine,
+        images,
+        hashes,
+        describe=model.describe(),
+        prepare=model.prepare,
+        size=model.input_size,
+        layout=layout,
+        views=("image",),
+        workers=workers,
+        directory=directory,
+        dtype=np.dtype(np.float32),
+        progress=progress,
+    )
+    whole = apply(torch.from_numpy(found.take(columns=layout["logits"])), match).double().numpy()
+    roles = given_roles(images)
+    label = images.table["label"].fill_null(-1).to_numpy()
+    probability = softmax(tempered(whole, label, roles, seed))
+    log_probability = np.log(np.maximum(softmax(whole), 1e-12))
+    missing = np.array(
+        [name in match.missing for name in images.classes] + [False] * len(match.extra)
+    )
+    kept = np.arange(whole.shape[1]) < len(images.classes)
+    kept[np.unique(probability.argmax(1))] = True
+    unknown = (label >= 0) & missing[np.maximum(label, 0)]
+    roles = np.where(unknown & (roles == "test"), "val", roles)
+    notes = [*model.assumptions]
+    if match.missing:
+        notes.append(
+            f"The model does not know {', '.join(match.missing)}: their {int(unknown.sum()):,} "
+            "images are not judged."
+        )
+    absent = [
+        name for name, used in zip(match.extra, kept[len(images.classes) :], strict=True) if used
+    ]
+    if absent:
+        notes.append(f"Predicted though absent from the data: {', '.join(absent)}.")
+    answered = Answered(
+        classes=tuple(name for name, keep in zip(match.names, kept, strict=True) if keep),
+        logits=log_probability[:, kept],
+        probability=probability[:, kept],
+        roles=roles,
+        fold=np.full(len(images), -1),
+        kind="given",
+        seeds=[],
+        embeddings=found.take(columns=layout["pooled"]) if "pooled" in layout else None,
+    )
+    return Judged(answered, match.how, notes)
+
+
+def judge_run(
+    model: VisionModel,
+    engine: Callable[[], Engine],
+    images: Images,
+    hashes: list[str],
+    *,
+    trained_on: set[str],
+    exact: list[str],
+    workers: int,
+    directory: Path | None,
+    progress: Callable[[int], None],
+) -> Judged:
+    """Answers of a run of beholder; images that it was trained on are not judged.
+
+    Args:
+        trained_on: pixel hashes of its training images.
+        exact: pixel hash per image.
+    """
+    match = match_classes(images.classes, model.classes)
+    views = ("image", "mirror") if model.mirror else ("image",)
+    found = extract(
+        engine,
+        images,
+        hashes,
+        describe=model.describe(),
+        prepare=model.prepare,
+        size=model.input_size,
+        layout=model.layout,
+        views=views,
+        workers=workers,
+        directory=directory,
+        progress=progress,
+    )
+    whole = []
+    with torch.inference_mode():
+        for start in range(0, len(images), 2048):
+            rows = np.arange(start, min(start + 2048, len(images)))
+            decisions = [model.head(torch.from_numpy(found.take(rows, view))) for view in views]
+            whole.append(apply(model.head.logits(torch.stack(decisions).mean(0)), match))
+    logits = torch.cat(whole).double().numpy()
+    seen = np.array([pixels in trained_on for pixels in exact])
+    roles = np.where(seen, "train", given_roles(images))
+    notes = [f"{int(seen.sum()):,} images that the model was trained on are not judged."]
+    answered = Answered(
+        classes=match.names,
+        logits=logits,
+        probability=softmax(logits),
+        roles=roles,
+        fold=np.full(len(images), -1),
+        kind="given",
+        seeds=[],
+        embeddings=found.take(columns=model.layout["pooled"]),
+    )
+    return Judged(answered, match.how, notes if seen.any() else [])
+
+
+def given_roles(images: Images) -> np.ndarray:
+    """The given split; without one every image is judged."""
+    split = images.table["split"]
+    if split.null_count() == len(split):
+        return np.full(len(images), "test", dtype="<U5")
+    return np.array(split.fill_null("train").to_list(), dtype="<U5")
+
+
+def tempered(logits: np.ndarray, label: np.ndarray, roles: np.ndarray, seed: int) -> np.ndarray:
+    """Logits over a temperature: fitted on the given val part, else on the other folds."""
+    usable = (label >= 0) & np.isfinite(logits[np.arange(len(label)), np.maximum(label, 0)])
+    val = usable & (roles == "val")
+    if len(np.unique(label[val])) > 1 and val.sum() >= 30:
+        return logits / fit_temperature(logits[val], label[val])
+    rows = np.flatnonzero(usable)
+    out = logits.copy()
+    if len(rows) < 2 * CALIBRATION_FOLDS:
+        return out
+    fold = folds(rows, label[rows], CALIBRATION_FOLDS, seed)
+    for k in range(CALIBRATION_FOLDS):
+        rest, here = rows[fold != k], rows[fold == k]
+        out[here] = logits[here] / fit_temperature(logits[rest], label[rest])
+    return out
+
+
+def training_hashes(run: Path) -> set[str]:
+    """Pixel hashes of the images that a run learned from; empty where it does not say."""
+    file = run / "predictions.parquet"
+    if not file.exists():
+        return set()
+    frame = pl.read_parquet(file, columns=["split", "exact_hash", "fold"])
+    learned = frame.filter((pl.col("split") != "test") | pl.col("fold").is_not_null())
+    return set(learned["exact_hash"])
