@@ -285,10 +285,11 @@ def main() -> None:
 
 def _told_by_typer(error: Exception) -> int | None:
     """A usage error of the command line, shown as such; None for anything else."""
-    if not hasattr(error, "exit_code") or not hasattr(error, "show"):
+    show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
+    if show is None or code is None:
         return None
-    error.show()
-    return int(error.exit_code)
+    show()
+    return int(code)
 
 
 def _crashed(error: Exception) -> int:

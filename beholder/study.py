@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,8 @@ class _Study:
         if not len(seen):
             raise DataError(f"None of {len(images):,} images can be read.", _reasons(seen))
         self.images, self.facts = seen, facts
+        if several := int((facts["frames"] > 1).sum()):
+            self.notes.append(f"{several:,} files hold several frames; the first is looked at.")
         hashes = dict(zip(facts["id"], facts["file_hash"], strict=True))
         self.fingerprint = seen.fingerprint(hashes)
 
@@ -487,9 +490,10 @@ class _Study:
 
     def _single_pass(self) -> str:
         """Accuracy of the same head on the image alone."""
-        data, head = self.data_labelled, self.answers.shipped.head
-        rows = np.flatnonzero((self.answered.roles == "test") & (data.label >= 0))
-        if self.answered.kind == "cross_fit" or not len(rows):
+        data, head, answered = self.data_labelled, self.answers.shipped.head, self.answered
+        assert answered is not None
+        rows = np.flatnonzero((answered.roles == "test") & (data.label >= 0))
+        if answered.kind == "cross_fit" or not len(rows):
             return "accuracy not measured"
         predicted = probability(head, decide(head, self.features, rows)).argmax(1)
         hits = predicted == data.label[rows]
@@ -554,7 +558,7 @@ class _Study:
             timing=self.timing,
             directory=self.directory.path,
             pictures=render_pictures(lambda id: self.images.read(row_of[id]), ids),
-            open_model=lambda: load(self.directory.path),
+            open_model=partial(load, self.directory.path),
             anonymous=self.options.anonymous,
         )
 

@@ -4,19 +4,44 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .decode import resize
+from .decode import Interpolation, resize
 from .errors import ModelError
 from .predictions import Predictions
 
 Crop = Literal["squash", "center"]
+Size = tuple[int, int]
+"""(height, width)"""
+
+
+class Backbone(nn.Module):
+    """What is used of a timm model; never made, only named in types."""
+
+    pretrained_cfg: dict[str, Any]
+    num_features: int
+    feature_info: Sequence[dict[str, Any]]
+    forward_features: Callable[..., Tensor]
+    forward_head: Callable[..., Tensor]
+    forward_intermediates: Callable[..., Any]
+    reset_classifier: Callable[..., None]
+    get_classifier: Callable[[], nn.Module]
+
+
+class DecisionHead(nn.Module):
+    """Descriptor [B, F] to decisions [B, K] (`forward`), and those to calibrated `logits` [B, C].
+
+    Decisions may be averaged over views before they become logits.
+    """
+
+    def logits(self, decisions: Tensor) -> Tensor:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -32,7 +57,7 @@ class Taps:
     channels_last: bool
 
     @classmethod
-    def of(cls, backbone: nn.Module) -> Taps:
+    def of(cls, backbone: Backbone) -> Taps:
         info = list(getattr(backbone, "feature_info", None) or [])
         reductions = [stage["reduction"] for stage in info]
         indices: list[int] = []
@@ -70,25 +95,31 @@ class VisionModel(nn.Module):
     """
 
     origin: Literal["made", "given"] = "made"
+    backbone: Backbone
+    head: DecisionHead | None
+    _mean: Tensor
+    _std: Tensor
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         name: str,
         *,
         classes: Sequence[str] = (),
-        input_size: tuple[int, int] | None = None,
-        head: nn.Module | None = None,
+        input_size: Size | None = None,
+        head: DecisionHead | None = None,
         mirror: bool = False,
         crop: Crop = "squash",
     ) -> None:
         super().__init__()
         config = backbone.pretrained_cfg
-        self.backbone = backbone.eval()
+        self.backbone = backbone
+        backbone.eval()
         self.name = name
         self.classes = tuple(classes)
-        self.input_size = input_size or tuple(config["input_size"][1:])
-        self.interpolation = config.get("interpolation") or "bicubic"
+        height, width = input_size or config["input_size"][1:]
+        self.input_size: Size = (height, width)
+        self.interpolation: Interpolation = config.get("interpolation") or "bicubic"
         self.crop: Crop = crop
         self.head = head
         self.mirror = mirror
@@ -220,7 +251,7 @@ class VisionModel(nn.Module):
         }
 
 
-def encoder_state(backbone: nn.Module) -> dict[str, Tensor]:
+def encoder_state(backbone: Backbone) -> dict[str, Tensor]:
     """The state dict without the classifier (which `reset_classifier` may replace)."""
     classifier = backbone.pretrained_cfg.get("classifier") or ()
     names = (classifier,) if isinstance(classifier, str) else tuple(classifier)

@@ -25,7 +25,7 @@ SEVERITIES: tuple[Severity, ...] = ("none", "good", "look", "act")
 
 def worst(*severities: Severity) -> Severity:
     """The gravest of them; 'none' of nothing."""
-    return max(severities, key=SEVERITIES.index, default="none")
+    return SEVERITIES[max(map(SEVERITIES.index, severities), default=0)]
 
 
 def share_text(share: float, width: float = 0.0, unit: bool = True) -> str:
@@ -90,7 +90,8 @@ class Noun(BaseModel):
 class Value(Noun):
     """A measured figure with its interval. `estimate` is None, with a `why`, where undefined.
 
-    Shares are 0..1. `n` counts the judged images (or units) it rests on.
+    Shares, and points (differences of shares), are 0..1. `n` counts the judged images (or units)
+    it rests on.
     """
 
     estimate: float | None
@@ -124,9 +125,9 @@ class Value(Noun):
         if self.estimate is None:
             return self.why or "not measured"
         numbers = [self.estimate, self.low, self.high]
-        if self.unit == "share":
+        if self.unit in ("share", "points"):
             texts = [None if x is None else share_text(x, self.width, unit=False) for x in numbers]
-            suffix = " %"
+            suffix = " %" if self.unit == "share" else " points"
         elif self.unit == "count":
             texts = [None if x is None else f"{x:,.0f}" for x in numbers]
             suffix = ""
@@ -224,4 +225,11 @@ class Section(Noun):
         return self.tables[name].frame
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data, figures included."""
         return self.model_dump(mode="json")
+
+    def _repr_html_(self) -> str:
+        """For notebooks; drawn by `beholder.evaluate`, as `Figure.to_svg` is."""
+        import importlib
+
+        return importlib.import_module("beholder.evaluate.report.html").section_html(self)

@@ -58,7 +58,7 @@ def assemble(
 ) -> Evidence:
     """One row per image, sorted by id; see `Evidence.frame`."""
     classes = answered.classes if answered else images.classes
-    frame = images.table.drop("key", "labels").join(
+    frame = images.table.drop("key", "labels", "mask", strict=False).join(
         facts.drop("grey32", "grey96"), on="id", how="left", maintain_order="left"
     )
     known = len(images.classes)
@@ -104,7 +104,7 @@ def assemble(
 
 
 def _with_answers(frame: pl.DataFrame, answered: Answered) -> pl.DataFrame:
-    there = ~np.isnan(answered.probability).any(1)
+    there = np.isfinite(answered.probability.sum(axis=1))
     probability = np.where(there[:, None], answered.probability, 0)
     predicted = probability.argmax(1)
 

@@ -11,7 +11,8 @@ import polars as pl
 import torch
 
 from beholder.core.engines import Engine
-from beholder.core.features import extract
+from beholder.core.errors import ModelError
+from beholder.core.features import View, extract
 from beholder.core.images import Images
 from beholder.core.model import VisionModel
 from beholder.core.split import folds
@@ -26,7 +27,7 @@ CALIBRATION_FOLDS = 5
 
 
 class AsGiven:
-    """The model's own forward pass as an engine: logits [M], then features [D] where it has some."""
+    """The model's own forward pass as an engine: logits [M], then features [D] if it has some."""
 
     name = "as given"
     batch = PROBE
@@ -148,8 +149,11 @@ def judge_run(
         trained_on: pixel hashes of its training images.
         exact: pixel hash per image.
     """
+    head = model.head
+    if head is None:
+        raise ModelError(f"{model.name} has no head.", "Train one: beholder study DATA.")
     match = match_classes(images.classes, model.classes)
-    views = ("image", "mirror") if model.mirror else ("image",)
+    views: list[View] = ["image", "mirror"] if model.mirror else ["image"]
     found = extract(
         engine,
         images,
@@ -167,8 +171,8 @@ def judge_run(
     with torch.inference_mode():
         for start in range(0, len(images), 2048):
             rows = np.arange(start, min(start + 2048, len(images)))
-            decisions = [model.head(torch.from_numpy(found.take(rows, view))) for view in views]
-            whole.append(apply(model.head.logits(torch.stack(decisions).mean(0)), match))
+            decisions = [head(torch.from_numpy(found.take(rows, view))) for view in views]
+            whole.append(apply(head.logits(torch.stack(decisions).mean(0)), match))
     logits = torch.cat(whole).double().numpy()
     seen = np.array([pixels in trained_on for pixels in exact])
     roles = np.where(seen, "train", given_roles(images))

@@ -15,7 +15,7 @@ from .bootstrap import auroc_macro_of, auroc_of, bootstrap, divided, f1_of, mean
 from .intervals import share
 
 SMALLEST_PROBABILITY = 1e-7
-LARGEST_JOB = 1_000_000_000  # rows x classes x resamples of sorted scores
+LARGEST_JOB = 100_000_000  # rows x classes x resamples of sorted scores
 
 
 def confusion(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from beholder.core.errors import ModelError
 from beholder.core.files import write_bytes, write_json
+from beholder.core.model import DecisionHead
 from beholder.metrics.calibration import fit_platt, fit_temperature
 
 Kind = Literal["nearest_mean", "logistic", "kernel", "blend"]
@@ -62,7 +63,7 @@ class Calibration(nn.Module):
         return self
 
 
-class Head(nn.Module):
+class Head(DecisionHead):
     """What all heads share: `forward` to decisions, `logits` of decisions."""
 
     kind: Kind
@@ -203,7 +204,7 @@ def save_head(head: Head, facts: dict[str, object], directory: Path) -> None:
     Raises:
         ModelError: more than 40 MiB.
     """
-    tensors = {key: value.contiguous() for key, value in head.state_dict().items()}
+    tensors = {key: value.clone() for key, value in head.state_dict().items()}
     size = sum(value.numel() * value.element_size() for value in tensors.values()) / 2**20
     if size > LARGEST_MIB:
         raise ModelError(f"The head is {size:.0f} MiB; {LARGEST_MIB} MiB is the limit.")

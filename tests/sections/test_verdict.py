@@ -101,14 +101,14 @@ def test_a_full_stop_in_a_number_does_not_end_a_sentence():
 @pytest.mark.parametrize(
     ("evidence", "severity", "said"),
     [
-        (planted.perfect(), "good", "On 656 unseen images the model is right 100.0 %"),
+        (planted.perfect(), "good", "On 656 unseen images in each of 3 splits the model is right 100.0 %"),
         (planted.constant(), "act", "no better than always answering class 0"),
         (planted.random_labels(), "act", "no better than"),
         (planted.group(0.25), "act", "On site bad the model is right"),
         (planted.wrong_order(), "act", "a are called b, b are called c, c are called a"),
         (planted.fixed_model(0.5, {"a": 24}), "look", "With only 24 images,"),
         (planted.of_kind("unlabelled"), "none", "60 images, no labels."),
-        (planted.of_kind("one_class"), "none", "60 images of one class."),
+        (planted.of_kind("one_class"), "none", "60 images, one class to learn."),
         (planted.of_kind("multilabel"), "none", "60 images with several labels each."),
     ],
 )

@@ -62,6 +62,7 @@ class Facts:
             images), or None where not measured.
         more_images: whether the last doubling of the training set gained beyond chance.
         wrong_order: 'a is called b, ...' where the class order is probably wrong, else None.
+        splits: ways in which the images were split.
     """
 
     n: int
@@ -75,13 +76,17 @@ class Facts:
     thumbnail: tuple[float, float] | None = None
     more_images: bool = False
     wrong_order: str | None = None
+    splits: int = 1
 
 
 def finding(facts: Facts) -> tuple[Severity, str]:
     """The rules of 4.3, in their order; the first sentence stands alone."""
     a = facts.accuracy
     seen = "unseen images" if facts.unseen else "images"
-    start = f"On {facts.n:,} {seen} the model is right {_percent(a)} of the time{_interval(a)}"
+    each = f" in each of {facts.splits} splits" if facts.splits > 1 else ""
+    start = (
+        f"On {facts.n:,} {seen}{each} the model is right {_percent(a)} of the time{_interval(a)}"
+    )
     if facts.wrong_order:
         return "act", f"The class order is probably wrong: most images of {facts.wrong_order}."
     if facts.p_chance > 0.05:
@@ -93,7 +98,9 @@ def finding(facts: Facts) -> tuple[Severity, str]:
     more = ""
     if facts.thumbnail and facts.thumbnail[0] >= facts.thumbnail[1]:
         severity = worst(severity, "look")
-        more += f" Colour and layout alone do as well ({share_text(facts.thumbnail[0])})."
+        better = facts.accuracy.high is not None and facts.thumbnail[0] > facts.accuracy.high
+        how = "do better" if better else "do as well"
+        more += f" Colour and layout alone {how} ({share_text(facts.thumbnail[0])})."
     if facts.more_images:
         more += " More images would help."
     return severity, f"{start}{verdict}.{more}"
@@ -277,6 +284,7 @@ def judge(evidence: Evidence, options: Options, values: dict[str, Value]) -> Fac
         thumbnail=thumbnail,
         more_images=gain is not None and (gain.low or 0) > 0,
         wrong_order=order,
+        splits=1 if evidence.repeats is None else max(1, evidence.repeats["seed"].n_unique()),
     )
 
 
@@ -324,7 +332,7 @@ def baselines_table(evidence: Evidence) -> pl.DataFrame:
 def learning_table(evidence: Evidence) -> pl.DataFrame:
     """Accuracy of the head when refitted on a share of the training units, mean over draws."""
     schema: dict[str, type[pl.DataType]] = dict.fromkeys(LEARNING_COLUMNS, pl.Float64)
-    if evidence.learning is None:
+    if evidence.learning is None or evidence.learning.is_empty():
         return pl.DataFrame(schema=schema)
     joined = evidence.learning.join(evidence.frame.select("id", "unit"), on="id").sort("id")
     rows = []
@@ -338,7 +346,7 @@ def learning_table(evidence: Evidence) -> pl.DataFrame:
 
 def last_doubling(evidence: Evidence) -> Value | None:
     """What the second half of the training units gained (paired, mean over draws), or None."""
-    if evidence.learning is None:
+    if evidence.learning is None or evidence.learning.is_empty():
         return None
     mean = evidence.learning.group_by("share", "id").agg(pl.col("correct").cast(pl.Float64).mean())
     half, whole = (mean.filter(pl.col("share") == share) for share in (0.5, 1.0))
@@ -348,9 +356,10 @@ def last_doubling(evidence: Evidence) -> Value | None:
     if not len(both):
         return None
     both = both.sort("id")
-    return paired(
+    gain = paired(
         both["correct"].to_numpy(), both["correct_half"].to_numpy(), both["unit"].to_numpy()
     )
+    return gain.model_copy(update={"unit": "points"})
 
 
 def per_class_table(evidence: Evidence) -> pl.DataFrame:

@@ -87,7 +87,14 @@ def finding(measured: Calibration, point: OperatingPoint) -> tuple[Severity, str
     wanted = f"{100 * point.wanted:.2g} % error"
     if point.threshold is None or point.coverage.estimate is None:
         return severity, f"{said}; no threshold on the confidence keeps {wanted}."
-    return severity, f"{said}; answers {share_text(point.coverage.estimate)} of images at {wanted}."
+    realised = (
+        "no error" if point.risk.estimate is None else f"{share_text(point.risk.estimate)} error"
+    )
+    return (
+        severity,
+        f"{said}; answers {share_text(point.coverage.estimate)} of images at {realised} "
+        f"({100 * point.wanted:.2g} % wanted).",
+    )
 
 
 def measure(probability: np.ndarray, true: np.ndarray, units: np.ndarray, seed: int) -> Calibration:

@@ -13,7 +13,7 @@ from beholder.core.sections import Figure, Picture, Section, Severity, Table, Va
 from beholder.metrics.bootstrap import bootstrap, mean_of
 from beholder.metrics.groups import cramers_v
 
-from .base import Evidence, limited, plural, section, unit_of
+from .base import Evidence, plural, section, unit_of
 
 READ_ANYWAY = ("animated_extra",)  # noted by the reader, not a reason to leave the image out
 PICTURES = 24
@@ -212,11 +212,8 @@ def summarise(evidence: Evidence, options: Options) -> Section:
     share_lost = len(lost) / max(len(lost) + len(frame), 1)
     linked = associations(evidence)
     strongest = linked.sort("v", descending=True).row(0)[:2] if len(linked) else None
-    severity, sentence = limited(
-        *finding(
-            Facts(len(frame), share_lost, per_class, strongest, evidence.kind == "multilabel")
-        ),
-        len(frame),
+    severity, sentence = finding(
+        Facts(len(frame), share_lost, per_class, strongest, evidence.kind == "multilabel")
     )
     counts = (
         named.group_by("class", "split", "group")

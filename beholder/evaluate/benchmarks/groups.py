@@ -131,7 +131,7 @@ def quartile_slices(judged: pl.DataFrame) -> Iterator[Slice]:
         present = [q for q in range(len(edges) + 1) if (quartile == q).any()]
         if len(present) > 1:
             for rank, q in enumerate(present, 1):
-                yield name, f"{name} Q{rank}", quartile == q
+                yield name, f"{name.replace('_', ' ')} Q{rank}", quartile == q
 
 
 def clusters(embeddings: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray] | None:

@@ -138,7 +138,7 @@ def pictures(evidence: Evidence, errors: pl.DataFrame) -> list[Picture]:
                 alt=f"true {true}, predicted {predicted}, confidence {confidence}, "
                 f"file {row['path']}",
                 bucket=row["bucket"],
-                facts={"true": true, "predicted": predicted, "confidence": confidence},
+                facts={"confidence": confidence},
                 large=True,
                 beside=[picture for picture in beside if picture is not None],
             )

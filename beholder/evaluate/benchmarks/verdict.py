@@ -84,7 +84,10 @@ def _what_it_is(evidence: Evidence) -> str:
     if evidence.kind == "unlabelled":
         return f"{images}, no labels."
     if evidence.kind == "one_class":
-        return f"{images} of one class."
+        kinds = evidence.frame["label"].n_unique()
+        return (
+            f"{images}, one class to learn{f', {kinds - 1} to tell from it' if kinds > 1 else ''}."
+        )
     if evidence.kind == "multilabel":
         return f"{images} with several labels each."
     return f"{images} in {plural(len(evidence.classes), 'class')}."

@@ -167,7 +167,7 @@ class ModelFacts(Part):
     input: tuple[int, int] = (0, 0)
     preprocessing: dict[str, JsonValue] = Field(default_factory=dict)
     classes: list[str] = Field(default_factory=list)
-    class_match: Literal["exact", "normalised", "map", "position"] = "exact"
+    class_match: Literal["exact", "normalised", "wordnet", "map", "position"] = "exact"
     parameters: int = 0
     macs: int | None = None
     finetuned: bool = False

@@ -157,7 +157,7 @@ def _last_line(report: Report, console: Console, width: int) -> None:
     gap = max(3, width - len(line) - len(total))
     parts = [line, total] if len(line) + gap + len(total) > width else [line + " " * gap + total]
     for part in parts:
-        console.print(Text(part), overflow="fold", highlight=False)
+        console.print(Text(part), soft_wrap=True, highlight=False)
 
 
 class Stage:
