@@ -8,11 +8,12 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from beholder.core.engines import Engine
 from beholder.core.environment import environment
 from beholder.core.errors import ArgumentError, DataError, SectionFailedError
-from beholder.core.features import extract
+from beholder.core.features import Features, View, extract
 from beholder.core.files import digest, write_atomic, write_bytes, write_json
 from beholder.core.images import Images
 from beholder.core.model import VisionModel
@@ -39,7 +40,15 @@ from beholder.evaluate.benchmarks import SECTIONS
 from beholder.evaluate.benchmarks.base import Evidence
 from beholder.evaluate.benchmarks.verdict import headline, verdict
 from beholder.evaluate.costs import measure
-from beholder.evaluate.evidence import Answered, assemble, data_facts, soft_labels, split_facts
+from beholder.evaluate.evidence import (
+    Answered,
+    assemble,
+    data_facts,
+    model_facts,
+    predictions,
+    soft_labels,
+    split_facts,
+)
 from beholder.evaluate.given import Judged, judge_given, judge_run, training_hashes
 from beholder.evaluate.report import Report
 from beholder.evaluate.report.pictures import render_pictures, wanted_pictures
@@ -51,7 +60,7 @@ from beholder.evaluate.report.results import (
     SplitFacts,
     Verdict,
 )
-from beholder.evaluate.report.terminal import Progress
+from beholder.evaluate.report.terminal import Progress, heading
 from beholder.metrics.cost import macs
 from beholder.metrics.intervals import share
 from beholder.models.classifier_heads import LinearHead
@@ -61,7 +70,7 @@ from beholder.models.run import attach_portable, load, save_model
 from beholder.train.answers import Answers, Labelled, answer
 from beholder.train.heads import decide, probability
 from beholder.train.made import (
-    Pass,
+    VIEWS,
     choose_engine,
     make_encoder,
     names_encoder,
@@ -156,6 +165,8 @@ class _Study:
         self._scan(images)
         with only_writer(self._place()):
             self.directory = RunDirectory(self._place(), self.options, self.fingerprint)
+            opened = data_facts(self.images, self._evidence(), self.fingerprint, self.opened)
+            self.progress.say(heading(DataFacts.model_validate(opened), version("beholder")))
             stopped = False
             try:
                 self._answer()
@@ -292,35 +303,8 @@ class _Study:
         options = self.options
         vision, assumed = make_encoder(options.model, longest, options.crop, options.seed)
         self.notes += assumed
-        vision.to(self.device)
-        with self._stage("engines", 1) as stage:
-            engine, price, passed_over = choose_engine(vision, self.images, self.device)
-            stage.advance(1)
-        vision, engine, plan = self._fit_budget(vision, engine, price)
-        self.notes += passed_over
-        place = self._cache_place()
-        while True:
-            splits = self._splits()
-            rows = len(self.images)
-            note = f"{vision.name} @{vision.input_size[0]}, {engine.name}"
-            with self._stage("features", rows * len(plan.views), note) as stage:
-                features = extract(
-                    lambda: engine,
-                    self.images,
-                    self.facts["file_hash"].to_list(),
-                    describe=vision.describe(),
-                    prepare=vision.prepare,
-                    size=vision.input_size,
-                    layout=vision.layout,
-                    views=plan.views,
-                    workers=self.workers,
-                    directory=place,
-                    progress=stage.advance,
-                )
-            if not features.gone:
-                break
-            self._lose(features.gone)
-            self._units()
+        vision, features = self._features(vision.to(self.device))
+        splits = self._splits()
         self.directory.mark("features")
         data = Labelled(
             self.images.table["id"].to_numpy(),
@@ -328,16 +312,61 @@ class _Study:
             soft_labels(self.images),
             self.unit,
         )
-        small = thumbnails(self.facts, 16).reshape(rows, -1).astype(np.float32) / 255
+        small = thumbnails(self.facts, 16).reshape(len(self.facts), -1).astype(np.float32) / 255
         with self._stage("heads", len(splits)) as stage:
             answers = answer(features, data, splits, small, options.seed, stage.advance)
             stage.note(f"{answers.shipped.candidate} chosen")
         self.features, self.data_labelled = features, data
         self._adopt(vision, answers, splits)
 
+    def _features(self, vision: VisionModel) -> tuple[VisionModel, Features]:
+        """From the cache, or by a pass that fits the budget."""
+        place = self._cache_place()
+        try:
+            return vision, self._pass(vision, VIEWS, place, _no_engine, "cached")
+        except NotCachedError:
+            pass
+        with self._stage("engines", 1) as stage:
+            engine, price, passed_over = choose_engine(vision, self.images, self.device)
+            stage.advance(1)
+        self.notes += passed_over
+        vision, engine, views = self._fit_budget(vision, engine, price)
+        return vision, self._pass(vision, views, place, lambda: engine, engine.name)
+
+    def _pass(
+        self,
+        vision: VisionModel,
+        views: Sequence[View],
+        place: Path | None,
+        make_engine: Callable[[], Engine],
+        how: str,
+    ) -> Features:
+        """Features of every image that is still there."""
+        note = f"{vision.name} @{vision.input_size[0]}, {how}"
+        while True:
+            with self._stage("features", len(self.images) * len(views), note) as stage:
+                features = extract(
+                    make_engine,
+                    self.images,
+                    self.facts["file_hash"].to_list(),
+                    describe=vision.describe(),
+                    prepare=vision.prepare,
+                    size=vision.input_size,
+                    layout=vision.layout,
+                    views=views,
+                    workers=self.workers,
+                    directory=place,
+                    progress=stage.advance,
+                )
+            if not features.gone:
+                return features
+            self._lose(features.gone)
+            self._units()
+
     def _fit_budget(
         self, vision: VisionModel, engine: Engine, price: float
-    ) -> tuple[VisionModel, Engine, Pass]:
+    ) -> tuple[VisionModel, Engine, Sequence[View]]:
+        """Gives up mirror images, then size, then images, until the pass fits its share."""
         limit = self.options.budget * 60
         side, rows = vision.input_size[0], len(self.images)
         seconds = min(FEATURE_SHARE * limit, self._left()) if limit else float("inf")
@@ -354,7 +383,7 @@ class _Study:
         if plan.side < side:
             vision = resized(vision, plan.side)
             engine, _, _ = choose_engine(vision, self.images, self.device)
-        return vision, engine, plan
+        return vision, engine, plan.views
 
     def _adopt(self, vision: VisionModel, answers: Answers, splits: list[Split]) -> None:
         """The trained head becomes the model's; the portable one the backbone's classifier."""
@@ -382,7 +411,7 @@ class _Study:
         head["options"] |= {f"{chosen.metric}, {name}": s for name, s in chosen.scores.items()}
         if chosen.without_mirror is not None:
             head["options"][f"{chosen.metric}, without mirror"] = chosen.without_mirror
-        self.facts_of_model = self._model_facts(vision, "made", "exact") | {
+        self.facts_of_model = model_facts(vision, "made", "exact") | {
             "head": head,
             "macs": macs(vision.to("cpu"), torch.zeros(1, 3, *vision.input_size)),
             "portable_accuracy": self._portable_accuracy(answers),
@@ -432,27 +461,7 @@ class _Study:
                 )
         self.answered = judged.answered
         self.notes += judged.notes
-        self.facts_of_model = self._model_facts(model, "given", judged.class_match)
-
-    @staticmethod
-    def _model_facts(
-        model: VisionModel | GivenModel, origin: str, class_match: str
-    ) -> dict[str, Any]:
-        return {
-            "name": model.name,
-            "origin": origin,
-            "weights_hash": model.weights_hash or "",
-            "input": model.input_size,
-            "preprocessing": {
-                "mean": list(model.mean),
-                "std": list(model.std),
-                "crop": model.crop,
-                "interpolation": model.interpolation,
-            },
-            "classes": list(model.classes or ()),
-            "class_match": class_match,
-            "parameters": model.parameters_count or 0,
-        }
+        self.facts_of_model = model_facts(model, "given", judged.class_match)
 
     # cost, sections, report ------------------------------------------------------------------
 
@@ -564,7 +573,7 @@ class _Study:
 
     def _write(self, report: Report) -> None:
         path = self.directory.path
-        frame = self._predictions()
+        frame = predictions(self.evidence.frame, self.sections)
         write_atomic(path / "predictions.parquet", lambda out: frame.write_parquet(out))
         skipped = self.images.skipped
         write_atomic(path / "skipped.csv", lambda out: skipped.write_csv(out))
@@ -580,22 +589,13 @@ class _Study:
         self.directory.mark("report")
         self.directory.link_latest()
 
-    def _predictions(self) -> pl.DataFrame:
-        """`predictions.parquet`: the evidence, and what sections decided per image."""
-        frame = self.evidence.frame
-        calibration = self.sections.get("calibration")
-        threshold = calibration.values.get("threshold") if calibration else None
-        if "confidence" in frame.columns:
-            accepted = pl.lit(None, pl.Boolean)
-            if threshold is not None and threshold.estimate is not None:
-                accepted = pl.col("confidence") >= threshold.estimate
-            frame = frame.with_columns(accepted.alias("accepted"))
-        mistakes = self.sections.get("mistakes")
-        if mistakes and "mistakes" in mistakes.tables:
-            frame = frame.join(
-                mistakes.frame("mistakes").select("id", "bucket"), on="id", how="left"
-            )
-        return frame.sort("id")
+
+class NotCachedError(Exception):
+    """Some features have to be computed."""
+
+
+def _no_engine() -> Engine:
+    raise NotCachedError
 
 
 def _open(options: Options) -> Images:

@@ -50,12 +50,16 @@ class Measured(TypedDict):
 
 def at_least(what: str, value: float, bar: float, unit: str = "x") -> Check:
     """`value` must not be below `bar`."""
-    return Check(what=what, value=value, unit=unit, bar=f">= {bar:g} {unit}", holds=value >= bar)
+    return Check(
+        what=what, value=value, unit=unit, bar=f">= {bar:g} {unit}".strip(), holds=value >= bar
+    )
 
 
 def at_most(what: str, value: float, bar: float, unit: str = "x") -> Check:
     """`value` must not be above `bar`."""
-    return Check(what=what, value=value, unit=unit, bar=f"<= {bar:g} {unit}", holds=value <= bar)
+    return Check(
+        what=what, value=value, unit=unit, bar=f"<= {bar:g} {unit}".strip(), holds=value <= bar
+    )
 
 
 def measured(figures: dict[str, object], *checks: Check) -> Measured:

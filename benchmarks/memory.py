@@ -24,6 +24,8 @@ from .base import (
     solar,
 )
 
+COUNTS = (400, 1600)
+
 STUDY = """
 import json, sys, time
 from beholder.study import study
@@ -37,12 +39,11 @@ print(json.dumps({"all": time.perf_counter() - start} | report.timing))
 
 
 def measure(quick: bool = False) -> Measured:
-    counts = (100, 400) if quick else (400, 1600)
-    peaks: dict[int, list[float]] = {count: [] for count in counts}
-    stages: dict[int, list[dict[str, float]]] = {count: [] for count in counts}
+    peaks: dict[int, list[float]] = {count: [] for count in COUNTS}
+    stages: dict[int, list[dict[str, float]]] = {count: [] for count in COUNTS}
     with fresh_cache(), tempfile.TemporaryDirectory() as place:
         folders = {
-            count: class_folders(solar(count), Path(place) / f"solar{count}") for count in counts
+            count: class_folders(solar(count), Path(place) / f"solar{count}") for count in COUNTS
         }
         for number in range(1 if quick else ROUNDS):
             for count, folder in folders.items():
@@ -50,14 +51,14 @@ def measure(quick: bool = False) -> Measured:
                 _, peak, out = run_process(python("-c", STUDY, str(folder), str(run)))
                 peaks[count].append(peak)
                 stages[count].append(json.loads(out))
-    few, many = counts
+    few, many = COUNTS
     work = {
         count: [round["all"] - round["engines"] for round in rounds]
         for count, rounds in stages.items()
     }
     figures = {
         "encoder": "untrained:test_resnet",
-        "images": list(counts),
+        "images": list(COUNTS),
         "peak_mib": {str(count): peak for count, peak in peaks.items()},
         "stages_s": {str(count): rounds for count, rounds in stages.items()},
         "mib_per_further_image": (statistics.median(peaks[many]) - statistics.median(peaks[few]))

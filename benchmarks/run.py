@@ -79,7 +79,7 @@ def run(name: str, quick: bool) -> tuple[Measured, dict[str, object]]:
 
 def line(check: Check) -> str:
     """'  import beholder                                   20.5 ms  <= 150 ms   holds'."""
-    value = f"{check['value']:,.3g} {check['unit']}"
+    value = f"{check['value']:,.3g} {check['unit']}".strip()
     answer = "holds" if check["holds"] else "DOES NOT HOLD"
     return f"  {check['what']:<46}{value:>18}  {check['bar']:<20}{answer}"
 

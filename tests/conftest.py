@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,8 +25,11 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection to anywhere is an error that names the address."""
 
-    def refuse(self: socket.socket, address: object) -> None:
+    connect = socket.socket.connect
+
+    def refuse(self: socket.socket, address: Any) -> None:
         if self.family != socket.AF_UNIX:
             raise OSError(f"a test tried to reach {address}")
+        connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", refuse)

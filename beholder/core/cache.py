@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import shutil
 import time
+from collections.abc import Iterator
+from contextlib import suppress
+from os import stat_result
 from pathlib import Path
 
 from .files import cache_dir
 
 LIMIT = 20 * 2**30
+FOLDERS = ("features", "engines")
+"""What may be dropped piece by piece."""
+FILES = ("images.sqlite*", "log.txt")
 
 
 def entries() -> list[tuple[float, int, Path]]:
     """(last use, bytes, file) of what may be dropped, least recently used first."""
-    found = []
-    for folder in ("features", "engines"):
-        for path in (cache_dir() / folder).rglob("*"):
-            if path.is_file():
-                facts = path.stat()
-                found.append((facts.st_mtime, facts.st_size, path))
-    return sorted(found)
+    found = [file for folder in FOLDERS for file in _files(f"{folder}/**/*")]
+    return sorted((facts.st_mtime, facts.st_size, path) for path, facts in found)
 
 
 def size() -> int:
     """Bytes in all."""
-    return sum(path.stat().st_size for path in cache_dir().rglob("*") if path.is_file())
+    return sum(facts.st_size for _, facts in _everything())
 
 
 def prune(older_than: float | None = None, limit: int = LIMIT) -> int:
@@ -45,7 +45,26 @@ def prune(older_than: float | None = None, limit: int = LIMIT) -> int:
 
 
 def clear() -> int:
-    """Drop everything; returns the bytes freed."""
-    freed = size()
-    shutil.rmtree(cache_dir(), ignore_errors=True)
+    """Drop everything that is ours, whatever else lies there; returns the bytes freed."""
+    freed = 0
+    for path, facts in _everything():
+        path.unlink(missing_ok=True)
+        freed += facts.st_size
+    for folder in FOLDERS:
+        for path in sorted((cache_dir() / folder).rglob("*"), reverse=True):
+            with suppress(OSError):
+                path.rmdir()
     return freed
+
+
+def _everything() -> Iterator[tuple[Path, stat_result]]:
+    for pattern in (*(f"{folder}/**/*" for folder in FOLDERS), *FILES):
+        yield from _files(pattern)
+
+
+def _files(pattern: str) -> Iterator[tuple[Path, stat_result]]:
+    """Files of the cache and their facts; another process may take some away meanwhile."""
+    for path in list(cache_dir().glob(pattern)):
+        with suppress(FileNotFoundError):
+            if path.is_file():
+                yield path, path.stat()

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .errors import ModelError
 from .files import cache_dir, key_of
 
 if TYPE_CHECKING:
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-3
 BATCH = 8
+
+CONVERSION_ERRORS = (
+    *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError),
+    *(ArithmeticError, ImportError, OSError),
+)
+"""What exporters let through on a model that they cannot take."""
 
 
 class Engine(Protocol):
@@ -71,6 +78,12 @@ class OpenVino:
     """OpenVINO in float32, as many requests in flight as the machine has streams for.
 
     The converted network is kept in the cache under `key`.
+
+    Attributes:
+        converting: seconds that the conversion took; 0 where it came from the cache.
+
+    Raises:
+        ModelError: the module cannot be converted.
     """
 
     name = "openvino"
@@ -81,48 +94,76 @@ class OpenVino:
         size: tuple[int, int],
         key: str | None = None,
         batch: int = BATCH,
-        threads: int | None = None,
     ) -> None:
         import openvino
 
         self.batch = batch
-        path = cache_dir() / "engines" / f"{key}.xml" if key else None
+        self.converting = 0.0
         core = openvino.Core()
-        network = self._converted(core, module, size, path)
+        path = None
+        network = None
+        if key:
+            name = key_of({"network": key, "openvino": openvino.__version__})
+            path = cache_dir() / "engines" / f"{name}.xml"
+            network = self._kept(core, path)
+        if network is None:
+            start = time.perf_counter()
+            network = self._converted(module, size)
+            self.converting = time.perf_counter() - start
+            if path:
+                self._keep(network, path)
         network.reshape([batch, *size, 3])
         settings = {
             "PERFORMANCE_HINT": "THROUGHPUT" if batch > 1 else "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32",
-            "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }
         compiled = core.compile_model(network, "CPU", settings)
         count = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         self.requests = [compiled.create_infer_request() for _ in range(count)]
 
     @staticmethod
-    def _converted(
-        core: openvino.Core, module: nn.Module, size: tuple[int, int], path: Path | None
-    ) -> openvino.Model:
+    def _kept(core: openvino.Core, path: Path) -> openvino.Model | None:
+        """The network in the cache; None where there is none, or a damaged one."""
+        files = path, path.with_suffix(".bin")
+        if not all(file.exists() for file in files):
+            return None
+        try:
+            network = core.read_model(path)
+            for file in files:
+                os.utime(file)
+        except (OSError, RuntimeError):
+            return None
+        return network
+
+    @staticmethod
+    def _converted(module: nn.Module, size: tuple[int, int]) -> openvino.Model:
+        import openvino
+        from openvino import frontend
+
+        example = torch.zeros(2, *size, 3, dtype=torch.uint8)
+        refused = frontend.OpConversionFailure, frontend.GeneralFailure  # type: ignore[attr-defined]
+        try:
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                free = {"images": {0: torch.export.Dim.DYNAMIC}}
+                program = torch.export.export(module, (example,), dynamic_shapes=free)
+                return openvino.convert_model(program)
+        except (*CONVERSION_ERRORS, *refused) as error:
+            raise ModelError(f"OpenVINO cannot convert this model: {first_line(error)}") from error
+
+    @staticmethod
+    def _keep(network: openvino.Model, path: Path) -> None:
         import openvino
 
-        if path and path.exists() and path.with_suffix(".bin").exists():
-            return core.read_model(path)
-        example = torch.zeros(2, *size, 3, dtype=torch.uint8)
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            free = {"images": {0: torch.export.Dim.DYNAMIC}}
-            program = torch.export.export(module, (example,), dynamic_shapes=free)
-            network = openvino.convert_model(program)
-        if path:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                temporary = path.with_name(f"{path.stem}.{os.getpid()}.xml")
-                openvino.save_model(network, temporary, compress_to_fp16=False)
-                temporary.with_suffix(".bin").replace(path.with_suffix(".bin"))
-                temporary.replace(path)
-            except (OSError, RuntimeError):
-                logging.getLogger("beholder").info("The converted network could not be kept.")
-        return network
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f"{path.stem}.{os.getpid()}.xml")
+            openvino.save_model(network, temporary, compress_to_fp16=False)
+            temporary.with_suffix(".bin").replace(path.with_suffix(".bin"))
+            temporary.replace(path)
+        except (OSError, RuntimeError):
+            logging.getLogger("beholder").info("The converted network could not be kept.")
 
     def run(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         idle, busy = deque(self.requests), deque()
@@ -148,14 +189,25 @@ class OpenVino:
         return result
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in at most 120 characters."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+
+
+def in_flight(engine: Engine) -> int:
+    """Batches that the engine works on at once."""
+    return len(engine.requests) if isinstance(engine, OpenVino) else 1
+
+
 def seconds_per_image(engine: Engine, batches: list[np.ndarray]) -> float:
-    """The median batch's time per image, after one warm-up."""
+    """The median batch's time per image with the engine busy, after one warm-up."""
     list(engine.run(batches[:1]))
+    count = max(2, in_flight(engine))
     times = []
     for batch in batches:
         start = time.perf_counter()
-        list(engine.run([batch] * 2))
-        times.append((time.perf_counter() - start) / (2 * engine.batch))
+        list(engine.run([batch] * count))
+        times.append((time.perf_counter() - start) / (count * engine.batch))
     return float(np.median(times))
 
 
@@ -175,16 +227,15 @@ def fastest(
     count = BATCH if device == "cpu" else 64
     batch = np.resize(sample, (count, *sample.shape[1:]))
     eager = Eager(module, count, device)
-    if device != "cpu" or importlib.util.find_spec("openvino") is None:
-        note = (
-            [] if device != "cpu" else ["OpenVINO is not installed (pip install 'beholder[fast]')"]
-        )
-        return eager, seconds_per_image(eager, [batch]), note
+    if device != "cpu":
+        return eager, seconds_per_image(eager, [batch]), []
+    if importlib.util.find_spec("openvino") is None:
+        note = "OpenVINO is not installed (pip install 'beholder[fast]')"
+        return eager, seconds_per_image(eager, [batch]), [note]
     try:
         other = OpenVino(module, sample.shape[1:3], key_of(describe))
-    except (RuntimeError, NotImplementedError, torch._dynamo.exc.UserError) as error:
-        note = f"OpenVINO cannot convert this model: {str(error).splitlines()[0][:120]}"
-        return eager, seconds_per_image(eager, [batch]), [note]
+    except ModelError as error:
+        return eager, seconds_per_image(eager, [batch]), [str(error)]
     reference, found = next(eager.run([batch])), next(other.run([batch]))
     gap = float(np.abs(reference - found).max() / max(1.0, float(np.abs(reference).max())))
     if not gap <= TOLERANCE:

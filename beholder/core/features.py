@@ -8,20 +8,27 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import filelock
 import numpy as np
+import polars as pl
 
+from .cache import prune
 from .decode import Unreadable
-from .engines import Engine
-from .errors import StorageError
+from .errors import ModelError, StorageError
 from .files import cache_dir, key_of, storage_errors, write_atomic
 from .images import Images
+
+if TYPE_CHECKING:
+    from .engines import Engine
 
 View = Literal["image", "mirror"]
 SHARD = 256
@@ -58,13 +65,11 @@ class Features:
         """float32 [len(rows), D] of these rows (all by default), or of some columns."""
         shards = self.views[view]
         columns = columns or slice(None)
-        if rows is None:
-            return np.concatenate([shard[:, columns] for shard in shards]).astype(np.float32)
-        rows = np.asarray(rows)
+        rows = np.arange(len(self)) if rows is None else np.asarray(rows)
         out = np.empty((len(rows), len(range(self.dim)[columns])), np.float32)
         for number in np.unique(rows // SHARD):
             inside = np.flatnonzero(rows // SHARD == number)
-            out[inside] = shards[number][rows[inside] % SHARD][:, columns]
+            out[inside] = shards[number][:, columns][rows[inside] % SHARD]
         return out
 
     def has(self, view: View) -> bool:
@@ -78,30 +83,30 @@ def read_shard(path: Path, count: int, dim: int, dtype: np.dtype) -> np.ndarray 
         if path.stat().st_size != size + FOOTER:
             return None
         with path.open("rb") as stream:
-            data = (
-                np.memmap(path, np.float16, "r", shape=(count, dim)) if size else np.zeros((0, dim))
-            )
+            data = np.memmap(stream, dtype, "r", shape=(count, dim))
             stream.seek(size)
             footer = stream.read(FOOTER)
     except OSError:
         return None
-    expected = hashlib.blake2b(data, digest_size=16).digest() + size.to_bytes(8, "little")
-    if footer != expected:
+    if footer != _footer(data):
         return None
-    os.utime(path)
+    with suppress(OSError):  # a cache that may only be read
+        os.utime(path)
     return data
 
 
 def write_shard(path: Path, data: np.ndarray) -> None:
-    """float16 rows, then checksum and length, atomically."""
-    data = np.ascontiguousarray(data)
+    """The rows, then checksum and length, atomically."""
 
-    def write(stream) -> None:
-        stream.write(memoryview(data).cast("B"))
-        stream.write(hashlib.blake2b(data, digest_size=16).digest())
-        stream.write(data.nbytes.to_bytes(8, "little"))
+    def write(stream: BinaryIO) -> None:
+        stream.write(data.data)
+        stream.write(_footer(data))
 
     write_atomic(path, write)
+
+
+def _footer(data: np.ndarray) -> bytes:
+    return hashlib.blake2b(data.data, digest_size=16).digest() + data.nbytes.to_bytes(8, "little")
 
 
 def batches(
@@ -123,17 +128,15 @@ def batches(
             return np.zeros((*size, 3), np.uint8)
 
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        ahead = 4 * count
-        pending = [pool.submit(load, row) for row in rows[:ahead]]
+        waiting = iter(rows)
+        ahead: deque[Future[np.ndarray]] = deque()
+        ahead.extend(pool.submit(load, row) for row in islice(waiting, 4 * count))
         try:
-            for start in range(0, len(rows), count):
+            while ahead:
                 batch = np.zeros((count, *size, 3), np.uint8)
-                for slot in range(min(count, len(rows) - start)):
-                    batch[slot] = pending[start + slot].result()
-                    pending[start + slot] = None  # type: ignore[call-overload]
-                    following = len(pending)
-                    if following < len(rows):
-                        pending.append(pool.submit(load, rows[following]))
+                for slot in range(min(count, len(ahead))):
+                    batch[slot] = ahead.popleft().result()
+                    ahead.extend(pool.submit(load, row) for row in islice(waiting, 1))
                 yield batch
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -161,57 +164,88 @@ def extract(
         hashes: file hash per row of `images`.
         describe: what decides the numbers (model, size, normalisation; not the engine, because
             engines are verified equal).
-        directory: None = the shared cache.
+        directory: None = the shared cache, which is then kept below its limit.
         dtype: on disk.
-        progress: told how many passes (image x view) are new.
+        progress: told how many more passes (image x view) are done, cached ones too.
 
     Raises:
         StorageError: the disk is full or read-only.
+        ModelError: the engine gives NaN.
     """
-    directory = directory or cache_dir() / "features"
+    shared, directory = directory is None, directory or cache_dir() / "features"
     dim = max(part.stop for part in layout.values())
     result = Features({view: [] for view in views}, layout, dim)
     engine: Engine | None = None
     for start in range(0, len(images), SHARD):
         rows = range(start, min(start + SHARD, len(images)))
         content = [hashes[row] for row in rows]
-        paths = {}
+        paths: dict[View, Path] = {}
         for view in views:
             key = key_of({"describe": describe, "view": view, "images": content})
             paths[view] = directory / key[:2] / f"{key}.{dtype.name}"
-        found = {view: read_shard(path, len(rows), dim, dtype) for view, path in paths.items()}
-        missing = [view for view in views if found[view] is None]
+        found = _read(paths, len(rows), dim, dtype)
+        missing: list[View] = [view for view in views if view not in found]
         if missing:
-            lock = _lock(paths[missing[0]])
-            with lock:
-                found |= {view: read_shard(paths[view], len(rows), dim, dtype) for view in missing}
-                missing = [view for view in views if found[view] is None]
+            with _locked(paths[missing[0]]):
+                found |= _read({view: paths[view] for view in missing}, len(rows), dim, dtype)
+                missing = [view for view in views if view not in found]
                 if missing:
                     engine = engine or make_engine()
                     gone: dict[str, str] = {}
                     source = batches(images, rows, prepare, size, engine.batch, workers, gone)
-                    out = {view: np.empty((len(rows), dim), dtype) for view in missing}
+                    out: dict[View, np.ndarray] = {
+                        view: np.empty((len(rows), dim), dtype) for view in missing
+                    }
                     _compute(engine, source, out, progress)
                     result.gone |= gone
                     for view, data in out.items():
+                        _refuse_nan(data, images.table["id"][start : start + len(rows)])
                         found[view] = data if gone else _kept(paths[view], data)
-            Path(lock.lock_file).unlink(missing_ok=True)
         progress(len(rows) * (len(views) - len(missing)))
         for view in views:
             result.views[view].append(found[view])
+    if shared and engine is not None:
+        prune()
     return result
 
 
-def _lock(path: Path) -> filelock.BaseFileLock:
+def _read(paths: dict[View, Path], count: int, dim: int, dtype: np.dtype) -> dict[View, np.ndarray]:
+    """The shards that are there and whole."""
+    found: dict[View, np.ndarray] = {}
+    for view, path in paths.items():
+        data = read_shard(path, count, dim, dtype)
+        if data is not None:
+            found[view] = data
+    return found
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One writer of `path`; the lock file goes with the lock."""
+    lock = filelock.FileLock(f"{path}.lock")
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    return filelock.FileLock(f"{path}.lock")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _refuse_nan(data: np.ndarray, ids: pl.Series) -> None:
+    bad = np.flatnonzero(np.isnan(data).any(1))
+    if len(bad):
+        raise ModelError(
+            f"The model's numbers for {ids[int(bad[0])]} are not a number (NaN).",
+            "Its weights or its preprocessing are broken: look at that image and at the model.",
+        )
 
 
 def _kept(path: Path, data: np.ndarray) -> np.ndarray:
     """`data` written, and mapped from there."""
     write_shard(path, data)
-    mapped = read_shard(path, *data.shape, data.dtype)
+    mapped = read_shard(path, len(data), data.shape[1], data.dtype)
     if mapped is None:
         raise StorageError(f"{path.name} was changed while it was written.")
     return mapped

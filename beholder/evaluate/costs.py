@@ -5,15 +5,27 @@ from __future__ import annotations
 import importlib.util
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import polars as pl
 import torch
 from torch import nn
 
-from beholder.core.engines import Eager, Engine, FromBytes, OpenVino
+from beholder.core.engines import (
+    CONVERSION_ERRORS,
+    Eager,
+    Engine,
+    FromBytes,
+    OpenVino,
+    first_line,
+    in_flight,
+)
+from beholder.core.errors import ModelError
 from beholder.core.files import key_of
 from beholder.core.model import VisionModel
 from beholder.metrics.cost import latency, peak_memory, throughput
@@ -30,8 +42,12 @@ SCHEMA: dict[str, type[pl.DataType]] = {
     "note": pl.String,
 }
 BATCHES = (1, 8, 32)
+EACH = 1.5
+"""Seconds for one measurement, or a twelfth of what there is."""
 COMPILE_SECONDS = 60.0
 EXPORT_SECONDS = 30.0
+
+Row = dict[str, object]
 
 
 def only_forward(engine: Engine, batch: np.ndarray) -> Callable[[], np.ndarray]:
@@ -39,8 +55,17 @@ def only_forward(engine: Engine, batch: np.ndarray) -> Callable[[], np.ndarray]:
     return lambda: next(engine.run([batch]))
 
 
+def kept_busy(engine: Engine, batch: np.ndarray) -> Callable[[], list[np.ndarray]]:
+    """As many batches at once as the engine works on."""
+    return lambda: list(engine.run([batch] * in_flight(engine)))
+
+
 class OnnxRuntime:
-    """ONNX Runtime on the CPU, through a file in `directory`."""
+    """ONNX Runtime on the CPU, through a file in a directory that is there.
+
+    Raises:
+        ModelError: the module cannot be exported.
+    """
 
     name = "onnxruntime"
 
@@ -49,7 +74,18 @@ class OnnxRuntime:
 
         self.batch = batch
         if not file.exists():
-            example = torch.zeros(2, *size, 3, dtype=torch.uint8)
+            self._export(module, size, file)
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = torch.get_num_threads()
+        self.session = onnxruntime.InferenceSession(
+            str(file), settings, providers=["CPUExecutionProvider"]
+        )
+        self.input = self.session.get_inputs()[0].name
+
+    @staticmethod
+    def _export(module: nn.Module, size: tuple[int, int], file: Path) -> None:
+        example = torch.zeros(2, *size, 3, dtype=torch.uint8)
+        try:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")
                 torch.onnx.export(
@@ -60,24 +96,73 @@ class OnnxRuntime:
                     verbose=False,
                     dynamic_shapes={"images": {0: torch.export.Dim.DYNAMIC}},
                 )
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = torch.get_num_threads()
-        self.session = onnxruntime.InferenceSession(
-            str(file), settings, providers=["CPUExecutionProvider"]
-        )
-        self.input = self.session.get_inputs()[0].name
+        except CONVERSION_ERRORS as error:
+            raise ModelError(f"cannot export it: {first_line(error)}") from error
 
-    def run(self, batches):
+    def run(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         for batch in batches:
-            yield self.session.run(None, {self.input: batch})[0]
+            yield cast(np.ndarray, self.session.run(None, {self.input: batch})[0])
 
 
 class Compiled(Eager):
-    """torch.compile; needs a C++ compiler on a CPU."""
+    """torch.compile; needs a C++ compiler on a CPU.
 
-    def __init__(self, module: nn.Module, batch: int) -> None:
-        super().__init__(torch.compile(module), batch)
+    Raises:
+        ModelError: it cannot be compiled.
+    """
+
+    def __init__(self, module: nn.Module, size: tuple[int, int], batch: int) -> None:
+        super().__init__(cast(nn.Module, torch.compile(module)), batch)
         self.name = "compiled"
+        try:
+            next(self.run([np.zeros((batch, *size, 3), np.uint8)]))
+        except CONVERSION_ERRORS as error:
+            raise ModelError(f"cannot compile it: {first_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run the model: the package it needs, the extra that installs it, and about how
+    many seconds it takes to prepare."""
+
+    name: str
+    package: str
+    extra: str
+    needs: float
+    make: Callable[[int], Engine]
+
+
+def ways(model: VisionModel, deployed: nn.Module, work: Path) -> list[Way]:
+    """All ways; eager torch, which the others are compared with, first."""
+    key = key_of({"logits": model.describe(), "head": model.head_hash, "mirror": model.mirror})
+    size = model.input_size
+    return [
+        Way("eager", "torch", "", 0, lambda batch: Eager(deployed, batch)),
+        Way("openvino", "openvino", "fast", 0, lambda batch: OpenVino(deployed, size, key, batch)),
+        Way(
+            *("onnxruntime", "onnxruntime", "export", EXPORT_SECONDS),
+            lambda batch: OnnxRuntime(deployed, size, batch, work / f"{key}.onnx"),
+        ),
+        Way(
+            "compiled", "torch", "", COMPILE_SECONDS, lambda batch: Compiled(deployed, size, batch)
+        ),
+    ]
+
+
+class Clock:
+    """What is left of the time that may be spent."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds
+        self.each = min(EACH, seconds / 12)
+
+    @property
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+    def lengthen(self, seconds: float) -> None:
+        """For what must be done once only, and is found in the cache the next time."""
+        self.end += seconds
 
 
 def measure(
@@ -93,89 +178,94 @@ def measure(
 ) -> pl.DataFrame:
     """Latency at batch 1, throughput at 1, 8 and 32 for every engine that is installed.
 
+    Memory is measured by a process of its own while the engines are made ready, so that it disturbs
+    no timing. Latencies come first; then throughput, small batches first, while there is time.
+
     Args:
-        images: prepared uint8 [H, W, 3], at least 8.
+        images: prepared uint8 [H, W, 3], at least 1.
         read_and_prepare: reads one image from disk and prepares it, for the row 'end to end'.
-        seconds: what may be spent; export and compilation are left out where it is too short.
+        seconds: what may be spent, beside a conversion that the cache does not hold yet. What does
+            not fit is left out, and its row says so.
         work: directory for exported files.
         run: run directory that a fresh process loads to measure its memory.
         single_pass: note of the row without the mirror.
         progress: told 1 after each engine.
     """
-    start = time.monotonic()
-    rows: list[dict[str, object]] = []
+    clock = Clock(seconds)
     sample = np.stack([images[i % len(images)] for i in range(max(BATCHES))])
     deployed = FromBytes(model, "logits").eval()
-    key = key_of({"logits": model.describe(), "head": model.head_hash, "mirror": model.mirror})
-
-    def left() -> float:
-        return seconds - (time.monotonic() - start)
-
-    makers: list[tuple[str, str, str, float, Callable[[int], Engine]]] = [
-        ("eager", "torch", "", 0, lambda batch: Eager(deployed, batch)),
-        (
-            "openvino",
-            "openvino",
-            "fast",
-            0,
-            lambda batch: OpenVino(deployed, model.input_size, key, batch),
-        ),
-        (
-            "onnxruntime",
-            "onnxruntime",
-            "export",
-            EXPORT_SECONDS,
-            lambda batch: OnnxRuntime(deployed, model.input_size, batch, work / f"{key}.onnx"),
-        ),
-        ("compiled", "torch", "", COMPILE_SECONDS, lambda batch: Compiled(deployed, batch)),
-    ]
+    known = ways(model, deployed, work)
+    rows: list[Row] = []
+    ready: list[tuple[Way, Engine]] = []
+    with ThreadPoolExecutor(1) as pool:
+        memory = pool.submit(_memory, run) if run else None
+        for way in known:
+            engine = _engine(way, clock, rows)
+            if engine is not None:
+                ready.append((way, engine))
+        peak = memory.result() if memory else None
+    timed: list[Row] = []
     reference: np.ndarray | None = None
-    best: tuple[float, Engine] | None = None
-    for name, package, extra, needed, make in makers:
-        progress(1)
-        if importlib.util.find_spec(package) is None:
-            rows.append({"engine": name, "note": f"not installed: pip install beholder[{extra}]"})
-            continue
-        if needed > left():
-            rows.append({"engine": name, "note": f"left out: it needs about {needed:.0f} s"})
-            continue
-        try:
-            engine = make(1)
-            answers = np.concatenate([next(engine.run([sample[i : i + 1]])) for i in range(8)])
-        except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            rows.append({"engine": name, "note": f"cannot run it: {reason[:120]}"})
-            continue
+    for way, engine in ready:
+        answers = np.concatenate([next(engine.run([sample[i : i + 1]])) for i in range(8)])
         reference = answers if reference is None else reference
-        each = min(1.5, seconds / 12)
-        p50, p90 = latency(only_forward(engine, sample[:1]), 2 * each)
-        if best is None or p50 < best[0]:
-            best = (p50, engine)
-        agreement = {
-            "max_difference": float(np.abs(answers - reference).max()),
-            "equal_answers": float((answers.argmax(1) == reference.argmax(1)).mean()),
-        }
-        rows.append(
+        p50, p90 = latency(only_forward(engine, sample[:1]), clock.each)
+        timed.append(
             {
-                "engine": name,
+                "engine": way.name,
                 "batch": 1,
                 "latency_p50_ms": p50,
                 "latency_p90_ms": p90,
                 "images_per_s": 1000 / p50,
-                **agreement,
+                "max_difference": float(np.abs(answers - reference).max()),
+                "equal_answers": float((answers.argmax(1) == reference.argmax(1)).mean()),
             }
         )
-        if name == "compiled":
-            continue
-        for batch in BATCHES[1:]:
-            engine = make(batch)
-            rate = throughput(only_forward(engine, sample[:batch]), batch, each)
-            rows.append({"engine": name, "batch": batch, "images_per_s": rate})
-    assert best is not None
-    rows += _whole(model, best[1], sample, read_and_prepare, single_pass)
-    if run is not None:
-        rows[0]["memory_mb"] = _memory(run)
-    return pl.DataFrame(rows, schema=SCHEMA)
+        progress(1)
+    progress(len(known) - len(ready))
+    timed[0]["memory_mb"] = peak
+    price = {str(row["engine"]): cast(float, row["latency_p50_ms"]) / 1000 for row in timed}
+    best = min(ready, key=lambda pair: price[pair[0].name])[1]
+    whole = _whole(model, best, sample, read_and_prepare, single_pass, clock)
+    for batch in BATCHES[1:]:
+        for way, _ in ready:
+            if way.name != "compiled":
+                timed.append(_throughput(way, sample[:batch], price[way.name], clock))
+    order = [way.name for way in known]
+    engines = sorted(timed + rows, key=lambda row: order.index(str(row["engine"])))
+    return pl.DataFrame(engines + whole, schema=SCHEMA)
+
+
+def _engine(way: Way, clock: Clock, rows: list[Row]) -> Engine | None:
+    """The engine for single images; None, and a row that says why, where there is none."""
+    note = ""
+    if importlib.util.find_spec(way.package) is None:
+        note = f"not installed: pip install beholder[{way.extra}]"
+    elif way.needs > clock.left:
+        note = f"left out: it needs about {way.needs:.0f} s"
+    else:
+        try:
+            engine = way.make(1)
+        except ModelError as error:
+            note = str(error)
+        else:
+            if isinstance(engine, OpenVino):
+                clock.lengthen(engine.converting)
+            return engine
+    rows.append({"engine": way.name, "note": note})
+    return None
+
+
+def _throughput(way: Way, batch: np.ndarray, price: float, clock: Clock) -> Row:
+    """The row of one batch size, or why it is not measured. `price`: seconds for one image."""
+    row: Row = {"engine": way.name, "batch": len(batch)}
+    needs = max(clock.each, len(batch) * price)
+    if needs > clock.left:
+        return row | {"note": f"left out: it needs about {needs:.0f} s"}
+    engine = way.make(len(batch))
+    run = kept_busy(engine, batch)
+    rate = throughput(run, len(batch) * in_flight(engine), clock.each)
+    return row | {"images_per_s": rate}
 
 
 def _whole(
@@ -184,40 +274,37 @@ def _whole(
     sample: np.ndarray,
     read_and_prepare: Callable[[], np.ndarray],
     single_pass: str,
-) -> list[dict[str, object]]:
-    p50, p90 = latency(lambda: next(engine.run([read_and_prepare()[None]])), 1.5)
-    rows: list[dict[str, object]] = [
-        {
-            "engine": "end to end",
+    clock: Clock,
+) -> list[Row]:
+    """The rows 'end to end' and, where the mirror is used, 'single pass'."""
+
+    def row(name: str, run: Callable[[], object], note: str) -> Row:
+        p50, p90 = latency(run, clock.each)
+        return {
+            "engine": name,
             "batch": 1,
             "latency_p50_ms": p50,
             "latency_p90_ms": p90,
             "images_per_s": 1000 / p50,
-            "note": f"reading and preparing included, {engine.name}",
+            "note": note,
         }
-    ]
+
+    note = f"reading and preparing included, {engine.name}"
+    rows = [row("end to end", lambda: next(engine.run([read_and_prepare()[None]])), note)]
     if model.mirror:
         model.mirror = False
         try:
             single = Eager(FromBytes(model, "logits").eval(), 1)
-            p50, p90 = latency(only_forward(single, sample[:1]), 1.5)
+            rows.append(
+                row("single pass", only_forward(single, sample[:1]), f"eager, {single_pass}")
+            )
         finally:
             model.mirror = True
-        rows.append(
-            {
-                "engine": "single pass",
-                "batch": 1,
-                "latency_p50_ms": p50,
-                "latency_p90_ms": p90,
-                "images_per_s": 1000 / p50,
-                "note": f"eager, {single_pass}",
-            }
-        )
     return rows
 
 
 def _memory(run: Path) -> float | None:
-    setup = "import sys, numpy, timm, torch\nfrom beholder.models.run import load"
+    setup = "import numpy, timm, torch\nfrom beholder.models.run import load"
     work = (
         f"model = load({str(run)!r})\n"
         "with torch.inference_mode():\n"

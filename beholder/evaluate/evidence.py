@@ -9,7 +9,9 @@ import numpy as np
 import polars as pl
 
 from beholder.core.images import Images, certainty
-from beholder.core.sections import Value
+from beholder.core.model import VisionModel
+from beholder.core.sections import Section, Value
+from beholder.models.given_model import GivenModel
 
 from .benchmarks.base import Evidence
 
@@ -201,3 +203,39 @@ def split_facts(evidence: Evidence, answered: Answered | None, seed: int) -> dic
         "units": evidence.frame["unit"].n_unique(),
         "folds": int(answered.fold.max()) + 1 if answered and answered.fold.max() >= 0 else None,
     }
+
+
+def model_facts(
+    model: VisionModel | GivenModel, origin: Literal["made", "given"], class_match: str
+) -> dict[str, Any]:
+    """`results.json: model`, as far as the model itself tells."""
+    return {
+        "name": model.name,
+        "origin": origin,
+        "weights_hash": model.weights_hash or "",
+        "input": model.input_size,
+        "preprocessing": {
+            "mean": list(model.mean),
+            "std": list(model.std),
+            "crop": model.crop,
+            "interpolation": model.interpolation,
+        },
+        "classes": list(model.classes or ()),
+        "class_match": class_match,
+        "parameters": model.parameters_count or 0,
+    }
+
+
+def predictions(frame: pl.DataFrame, sections: dict[str, Section]) -> pl.DataFrame:
+    """`predictions.parquet`: the evidence, and what sections decided per image."""
+    calibration, mistakes = sections.get("calibration"), sections.get("mistakes")
+    threshold = calibration.values.get("threshold") if calibration else None
+    if "confidence" in frame.columns:
+        accepted = pl.lit(None, pl.Boolean)
+        if threshold is not None and threshold.estimate is not None:
+            accepted = pl.col("confidence") >= threshold.estimate
+        frame = frame.with_columns(accepted.alias("accepted"))
+    if mistakes and "mistakes" in mistakes.tables:
+        buckets = mistakes.frame("mistakes").select("id", "bucket")
+        frame = frame.join(buckets, on="id", how="left")
+    return frame.sort("id")

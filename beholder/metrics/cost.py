@@ -36,21 +36,55 @@ def latency(run: Callable[[], object], seconds: float = SECONDS) -> tuple[float,
     while len(times) < RUNS:
         before = time.perf_counter()
         run()
-        times.append(time.perf_counter() - before)
+        times.append(1000 * (time.perf_counter() - before))
         if len(times) >= 3 and time.perf_counter() - start > seconds:
             break
-    return tuple(1000 * float(q) for q in np.quantile(times, (0.5, 0.9)))  # type: ignore[return-value]
+    return float(np.quantile(times, 0.5)), float(np.quantile(times, 0.9))
 
 
 def throughput(run: Callable[[], object], images: int, seconds: float = SECONDS) -> float:
-    """Images per second of runs of `images` each, after one to warm up."""
-    run()
+    """Images per second of runs of `images` each, over about `seconds`.
+
+    The first run is to warm up, unless it takes longer than half of the time.
+    """
     start = time.perf_counter()
+    run()
+    first = time.perf_counter() - start
+    if first > seconds / 2:
+        return images / first
+    start += first
     done = 0
-    while done == 0 or time.perf_counter() - start < seconds:
+    while done == 0 or time.perf_counter() - start < seconds - first:
         run()
         done += 1
     return done * images / (time.perf_counter() - start)
+
+
+PEAK = """
+import sys
+
+def status(name):
+    with open("/proc/self/status") as stream:
+        return next(int(line.split()[1]) for line in stream if line.startswith(name))
+
+{setup}
+try:
+    with open("/proc/self/clear_refs", "w") as stream:
+        stream.write("5")  # the peak begins anew at what is resident now
+    before = status("VmRSS")
+    peak = lambda: status("VmHWM")
+except OSError:
+    import psutil, resource
+    unit = 1024 if sys.platform == "darwin" else 1  # macOS counts bytes, others KiB
+    highest = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
+    imports = highest()
+    before = psutil.Process().memory_info().rss // 1024
+    peak = lambda: highest() if highest() > imports else sys.exit(1)
+{work}
+print(peak() - before)
+"""
+"""Prints in KiB how far the resident size rises above that after `setup`; fails where the peak of
+the imports hides it."""
 
 
 def peak_memory(setup: str, work: str, timeout: float = 60) -> float | None:
@@ -58,12 +92,7 @@ def peak_memory(setup: str, work: str, timeout: float = 60) -> float | None:
 
     None where the process does not end well or the system does not tell.
     """
-    code = (
-        f"import resource\n{setup}\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        f"{work}\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
-    )
+    code = PEAK.format(setup=setup, work=work)
     try:
         done = subprocess.run(
             [sys.executable, "-c", code],
@@ -72,7 +101,6 @@ def peak_memory(setup: str, work: str, timeout: float = 60) -> float | None:
             timeout=timeout,
             check=True,
         )
-        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-        return float(done.stdout.split()[-1]) * unit / 2**20
+        return float(done.stdout.split()[-1]) / 1024
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -22,8 +22,15 @@ from beholder.core.files import write_bytes, write_json
 from beholder.core.model import DecisionHead
 from beholder.metrics.calibration import fit_platt, fit_temperature
 
+DAMAGED = (
+    *(OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, AssertionError),
+    SafetensorError,
+)
+"""What reading a damaged head or model raises."""
+
 Kind = Literal["nearest_mean", "logistic", "kernel", "blend"]
 LARGEST_MIB = 40
+"""What a kernel head may weigh; `train.heads` keeps fewer points where it would be more."""
 
 
 class Calibration(nn.Module):
@@ -32,6 +39,9 @@ class Calibration(nn.Module):
     Two classes have one margin (K = 1). More have one decision each: logits of one soft max
     (`joint`, scaled by a temperature), or margins that are calibrated one by one and normalised.
     """
+
+    slope: Tensor
+    shift: Tensor
 
     def __init__(self, classes: int, joint: bool) -> None:
         super().__init__()
@@ -44,7 +54,7 @@ class Calibration(nn.Module):
         scaled = decisions * self.slope + self.shift
         if self.classes == 2:
             return torch.cat([torch.zeros_like(scaled), scaled], 1)
-        return scaled if self.joint else torch.sigmoid(scaled).clamp_min(1e-12).log()
+        return scaled if self.joint else nn.functional.logsigmoid(scaled)
 
     def fit(self, decisions: np.ndarray, labels: np.ndarray) -> Self:
         """On cross-fitted decisions: a temperature for soft max, Platt's a and b for margins.
@@ -93,6 +103,11 @@ class Head(DecisionHead):
 class LinearHead(Head):
     """`weight` [K, F], `bias` [K] on standardised features; `mean`, `scale` [F]."""
 
+    mean: Tensor
+    scale: Tensor
+    weight: Tensor
+    bias: Tensor
+
     def __init__(
         self, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor, classes: int, joint: bool
     ) -> None:
@@ -112,6 +127,12 @@ class KernelHead(Head):
     """
 
     kind = "kernel"
+    mean: Tensor
+    scale: Tensor
+    points: Tensor
+    alpha: Tensor
+    bias: Tensor
+    gamma: Tensor
 
     def __init__(
         self,
@@ -144,15 +165,18 @@ class BlendHead(Head):
     def __init__(self, heads: list[Head]) -> None:
         super().__init__(heads[0].classes, joint=True)
         self.heads = nn.ModuleList(heads)
-        self.calibration = Calibration(self.classes, joint=True)
+
+    @property
+    def parts(self) -> list[Head]:
+        return cast(list[Head], list(self.heads))
 
     def forward(self, descriptor: Tensor) -> Tensor:
-        return torch.cat([head(descriptor) for head in self.heads], 1)
+        return torch.cat([head(descriptor) for head in self.parts], 1)
 
     def _mean(self, decisions: Tensor) -> Tensor:
         """Decisions of the blend itself, in the form that `calibration` takes."""
-        parts = decisions.chunk(len(self.heads), 1)
-        logits = [head.logits(part) for head, part in zip(self.heads, parts, strict=True)]
+        shares = decisions.chunk(len(self.parts), 1)
+        logits = [head.logits(share) for head, share in zip(self.parts, shares, strict=True)]
         mean = torch.stack(logits).mean(0)
         return mean[:, 1:] - mean[:, :1] if self.classes == 2 else mean
 
@@ -163,15 +187,14 @@ class BlendHead(Head):
         return super().raw_logits(self._mean(decisions))
 
     def fit_calibration(self, decisions: np.ndarray, labels: np.ndarray) -> None:
-        for head, part in zip(
-            self.heads, np.split(decisions, len(self.heads), axis=1), strict=True
-        ):
-            head.fit_calibration(part, labels)
+        shares = np.split(decisions, len(self.parts), axis=1)
+        for head, share in zip(self.parts, shares, strict=True):
+            head.fit_calibration(share, labels)
         mean = self._mean(torch.from_numpy(decisions).float()).double().numpy()
         self.calibration.fit(mean, labels)
 
     def record(self) -> dict[str, Any]:
-        return super().record() | {"heads": [head.record() for head in self.heads]}
+        return super().record() | {"heads": [head.record() for head in self.parts]}
 
 
 def copy_calibration(source: Head, target: Head) -> None:
@@ -202,12 +225,12 @@ def save_head(head: Head, facts: dict[str, object], directory: Path) -> None:
     """`head.safetensors` and `head.json`.
 
     Raises:
-        ModelError: more than 40 MiB.
+        StorageError: disk full or read-only.
     """
-    tensors = {key: value.clone() for key, value in head.state_dict().items()}
-    size = sum(value.numel() * value.element_size() for value in tensors.values()) / 2**20
-    if size > LARGEST_MIB:
-        raise ModelError(f"The head is {size:.0f} MiB; {LARGEST_MIB} MiB is the limit.")
+    tensors = {  # copies, because the parts of a blend share their standardisation
+        key: value.detach().clone(memory_format=torch.contiguous_format)
+        for key, value in head.state_dict().items()
+    }
     write_bytes(directory / "head.safetensors", save(tensors))
     write_json(directory / "head.json", head.record() | facts)
 
@@ -221,5 +244,5 @@ def load_head(directory: Path) -> tuple[Head, dict[str, Any]]:
     try:
         facts = json.loads((directory / "head.json").read_text())
         return restore(facts, load_file(directory / "head.safetensors")), facts
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+    except DAMAGED as error:
         raise ModelError(f"{directory.name} has no readable head: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 import timm
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 
 from beholder.core.errors import ModelError
 from beholder.core.files import write_bytes, write_json
-from beholder.core.model import VisionModel
+from beholder.core.model import Backbone, VisionModel
 
-from .classifier_heads import LinearHead, load_head, save_head
+from .classifier_heads import DAMAGED, Head, LinearHead, load_head, save_head
 
 
 def fold_linear(head: LinearHead, classes: int) -> tuple[Tensor, Tensor]:
@@ -29,20 +30,38 @@ def fold_linear(head: LinearHead, classes: int) -> tuple[Tensor, Tensor]:
     return weight, bias
 
 
-def attach_portable(backbone: nn.Module, head: LinearHead, classes: int) -> None:
+@torch.no_grad()
+@torch.random.fork_rng(devices=[])
+def attach_portable(backbone: Backbone, head: LinearHead, classes: int) -> bool:
     """Replace the backbone's own classifier by the linear head.
 
-    Raises:
-        ModelError: the backbone's classifier is not one linear layer.
+    Returns:
+        Whether it could be done. A backbone whose classifier is not one linear layer on the pooled
+        final map is left without a classifier: such a run has no portable model.
     """
     weight, bias = fold_linear(head, classes)
     backbone.reset_classifier(classes)
     classifier = backbone.get_classifier()
-    if not isinstance(classifier, nn.Linear):
-        raise ModelError("This backbone's classifier is not one linear layer.")
-    with torch.no_grad():
+    if (
+        isinstance(classifier, nn.Linear)
+        and classifier.bias is not None
+        and classifier.weight.shape == weight.shape
+    ):
         classifier.weight.copy_(weight)
         classifier.bias.copy_(bias)
+        image = torch.rand(2, *backbone.pretrained_cfg["input_size"])
+        final = backbone.forward_features(image.to(classifier.weight.device))
+        pooled = backbone.forward_head(final, pre_logits=True).flatten(1)
+        if torch.allclose(backbone.forward_head(final), classifier(pooled), atol=1e-3):
+            return True
+    backbone.reset_classifier(0)
+    return False
+
+
+def _classes(backbone: Backbone) -> int:
+    """Outputs of the backbone's classifier; 0 without one."""
+    classifier = backbone.get_classifier()
+    return classifier.out_features if isinstance(classifier, nn.Linear) else 0
 
 
 def save_model(model: VisionModel, facts: dict[str, object], directory: Path) -> None:
@@ -50,9 +69,17 @@ def save_model(model: VisionModel, facts: dict[str, object], directory: Path) ->
     `head.json`.
 
     Args:
+        model: with a head of `classifier_heads`.
         facts: what else `head.json` shall say (candidate, scores).
+
+    Raises:
+        ModelError: the model has no such head.
+        StorageError: disk full or read-only.
     """
-    backbone = model.backbone
+    backbone, head = model.backbone, model.head
+    if not isinstance(head, Head):
+        raise ModelError(f"{model.name} has no head that can be saved.")
+    outputs = _classes(backbone)
     config = {
         key: value
         for key, value in backbone.pretrained_cfg.items()
@@ -63,7 +90,7 @@ def save_model(model: VisionModel, facts: dict[str, object], directory: Path) ->
         "fixed_input_size": bool(backbone.pretrained_cfg.get("fixed_input_size", False)),
         "crop_pct": 1.0,
         "crop_mode": model.crop,
-        "num_classes": len(model.classes),
+        "num_classes": outputs,
     }
     state = {key: value.contiguous() for key, value in backbone.state_dict().items()}
     write_bytes(directory / "model.safetensors", save(state, metadata={"format": "pt"}))
@@ -71,13 +98,13 @@ def save_model(model: VisionModel, facts: dict[str, object], directory: Path) ->
         directory / "config.json",
         {
             "architecture": backbone.pretrained_cfg["architecture"],
-            "num_classes": len(model.classes),
+            "num_classes": outputs,
             "num_features": backbone.num_features,
             "label_names": list(model.classes),
             "pretrained_cfg": config,
         },
     )
-    save_head(model.head, facts | {"mirror": model.mirror, "name": model.name}, directory)
+    save_head(head, facts | {"mirror": model.mirror, "name": model.name}, directory)
 
 
 def load(directory: Path | str) -> VisionModel:
@@ -87,19 +114,21 @@ def load(directory: Path | str) -> VisionModel:
         ModelError: no such run, or files of it are missing or damaged.
     """
     directory = Path(directory)
+    head, facts = load_head(directory)
     try:
         config = json.loads((directory / "config.json").read_text())
-        head, facts = load_head(directory)
-        backbone = timm.create_model(f"local-dir:{directory}", pretrained=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        settings = config["pretrained_cfg"]
+        height, width = settings["input_size"][1:]
+        with torch.random.fork_rng(devices=[]):
+            backbone = timm.create_model(f"local-dir:{directory}", pretrained=True)
+        return VisionModel(
+            cast(Backbone, backbone),
+            facts["name"],
+            classes=config["label_names"],
+            input_size=(height, width),
+            head=head,
+            mirror=facts["mirror"],
+            crop=settings["crop_mode"],
+        )
+    except DAMAGED as error:
         raise ModelError(f"{directory} is no readable run: {error}") from error
-    settings = config["pretrained_cfg"]
-    return VisionModel(
-        backbone,
-        facts["name"],
-        classes=config["label_names"],
-        input_size=tuple(settings["input_size"][1:]),
-        head=head,
-        mirror=facts["mirror"],
-        crop=settings["crop_mode"],
-    )

@@ -12,11 +12,21 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from beholder.core.features import Features
-from beholder.core.split import Sealed, Split, folds
+from beholder.core.errors import DataError
+from beholder.core.features import Features, View
+from beholder.core.split import Sealed, Split
 from beholder.models.classifier_heads import Head, copy_calibration
 
-from .heads import Candidate, Fitted, Problem, decide, probability, raw_logits, select
+from .heads import (
+    Candidate,
+    Fitted,
+    Problem,
+    decide,
+    probability,
+    raw_logits,
+    select,
+    training_folds,
+)
 
 THUMBNAIL_STRENGTH = 1e-2
 REFERENCE_STRENGTH = 1e-3
@@ -43,13 +53,13 @@ class Answers:
     """Rows in the order of `Labelled`; NaN where there is no answer.
 
     Attributes:
-        logits, probability: [N, C] before and after calibration, of the first split.
-        fold: [N] for cross-fitted data, -1 elsewhere.
+        logits, probability: [N, C] before and after calibration, of the first split; those of an
+            image that is not judged come from cross-fitting the training part.
         repeats: seed, id, correct.
         baselines: name, id, predicted (judged images of the first split).
         learning: share, draw, id, correct.
         shipped: the head that is saved.
-        portable: linear head on the pooled final map, or None.
+        portable: linear head on the pooled final map.
     """
 
     logits: np.ndarray
@@ -71,7 +81,16 @@ class Trainer:
     def train(
         self, rows: np.ndarray, sealed: Sealed, candidates: list[Candidate] | None = None
     ) -> Fitted:
-        """A head selected and calibrated on these rows."""
+        """A head selected and calibrated on these rows.
+
+        Raises:
+            DataError: there are none.
+        """
+        if not len(rows):
+            raise DataError(
+                "No image with a label is there to train on.",
+                "Give the training part some, or judge a model of yours: --model.",
+            )
         sealed.check(self.data.ids[rows])
         return select(
             self.features,
@@ -86,14 +105,15 @@ class Trainer:
     def linear(self, features: Features, rows: np.ndarray, columns: slice, strength: float) -> Head:
         """Logistic regression on some columns, calibrated by 4-fold cross-fitting."""
         data = self.data
-        fold = folds(data.unit[rows], data.label[rows], min(4, len(rows)), self.seed)
-        views = ["image", "mirror"] if features.has("mirror") else ["image"]
+        fold = training_folds(data.unit[rows], data.label[rows], self.seed)
+        views: list[View] = ["image", "mirror"] if features.has("mirror") else ["image"]
         problem = Problem(
             features, rows, data.label[rows], data.soft[rows], fold, views, columns, self.seed
         )
         candidate = Candidate("logistic", strength)
+        decisions = problem.cross_fit(candidate)
         head = problem.fit(candidate)
-        head.fit_calibration(problem.cross_fit(candidate), data.label[rows])
+        head.fit_calibration(decisions, data.label[rows])
         return head
 
 
@@ -160,19 +180,22 @@ def answer(
     everything = np.flatnonzero(data.label >= 0)
     shipped = shipped or trainer.train(everything, Sealed([]))
     portable = portable or trainer.linear(features, everything, trainer.pooled, REFERENCE_STRENGTH)
-    rest = np.flatnonzero(np.isnan(probability[:, 0]))
-    if len(rest):
-        decisions = shipped.decide(features, rest)
-        logits[rest] = raw_logits(shipped.head, decisions)
-        probability[rest] = shipped.probability(decisions)
+    rest = np.isnan(probability[:, 0])
+    others = np.setdiff1d(np.flatnonzero(rest), shipped.rows)
+    for rows, decisions in (
+        (shipped.rows, shipped.decisions),
+        (others, shipped.decide(features, others)),
+    ):
+        fill = rest[rows]
+        logits[rows[fill]] = raw_logits(shipped.head, decisions[fill])
+        probability[rows[fill]] = shipped.probability(decisions[fill])
+    nobody = everything[:0]
     return Answers(
         logits,
         probability,
-        pl.concat(repeats),
-        pl.concat(baselines),
-        pl.concat(learning)
-        if learning
-        else _hits(data, everything[:0], everything[:0], share=1.0, draw=0),
+        pl.concat([_hits(data, nobody, nobody, seed=0), *repeats]),
+        pl.concat([_predicted(data, "majority", nobody, nobody), *baselines]),
+        pl.concat([_hits(data, nobody, nobody, share=1.0, draw=0), *learning]),
         shipped,
         portable,
     )
@@ -181,8 +204,16 @@ def answer(
 def _hits(
     data: Labelled, rows: np.ndarray, predicted: np.ndarray, **columns: float
 ) -> pl.DataFrame:
-    return pl.DataFrame({"id": data.ids[rows], "correct": predicted == data.label[rows]}).select(
-        *(pl.lit(value).alias(name) for name, value in columns.items()), "id", "correct"
+    correct = predicted == data.label[rows]
+    return pl.DataFrame(
+        {"id": pl.Series(data.ids[rows].tolist(), dtype=pl.String), "correct": correct}
+    ).select(*(pl.lit(value).alias(name) for name, value in columns.items()), "id", "correct")
+
+
+def _predicted(data: Labelled, name: str, rows: np.ndarray, found: np.ndarray) -> pl.DataFrame:
+    ids = pl.Series(data.ids[rows].tolist(), dtype=pl.String)
+    return pl.DataFrame({"id": ids, "predicted": found.astype(np.int32)}).select(
+        pl.lit(name).alias("name"), "id", "predicted"
     )
 
 
@@ -206,12 +237,7 @@ def _baselines(
         "reference": probability(reference, both).argmax(1),
         "portable": probability(reference, single).argmax(1),
     }
-    return [
-        pl.DataFrame({"id": data.ids[judged], "predicted": found.astype(np.int32)}).select(
-            pl.lit(name).alias("name"), "id", "predicted"
-        )
-        for name, found in predicted.items()
-    ]
+    return [_predicted(data, name, judged, found) for name, found in predicted.items()]
 
 
 def _learning(
@@ -219,7 +245,7 @@ def _learning(
 ) -> list[pl.DataFrame]:
     """The chosen head refitted on a share of the training units, judged on the same images."""
     data = trainer.data
-    views = ["image", "mirror"] if fitted.mirror else ["image"]
+    views: list[View] = ["image", "mirror"] if fitted.mirror else ["image"]
     problem = Problem(
         trainer.features,
         train,

@@ -4,18 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.svm import SVC
 from torch import Tensor
 
 from beholder.core.features import Features, View
 from beholder.core.split import folds as make_folds
 from beholder.models.classifier_heads import (
+    LARGEST_MIB,
     BlendHead,
     Calibration,
     Head,
@@ -29,6 +29,7 @@ from .solvers import (
     logistic_loss,
     nystroem_map,
     rbf,
+    shrunk_lda,
     softmax_loss,
     squared_hinge_loss,
 )
@@ -86,7 +87,6 @@ class Fitted:
     scores: dict[str, float]
     metric: str
     without_mirror: float | None = None
-    notes: list[str] = field(default_factory=list)
 
     def decide(self, features: Features, rows: np.ndarray) -> np.ndarray:
         """Decisions [len(rows), K], averaged over the views in use."""
@@ -118,10 +118,10 @@ def decide(
     """Decisions of one view (on some columns), in blocks: float64 [len(rows), K]."""
     parts = []
     with torch.inference_mode():
-        for start in range(0, len(rows), 2_048):
+        for start in range(0, max(len(rows), 1), 2_048):
             block = features.take(rows[start : start + 2_048], view, columns)
             parts.append(head(torch.from_numpy(block)).double().numpy())
-    return np.concatenate(parts) if parts else np.zeros((0, 1))
+    return np.concatenate(parts)
 
 
 class Design:
@@ -139,17 +139,19 @@ class Design:
     ) -> None:
         self.features, self.rows, self.views, self.columns = features, rows, views, columns
         self.count = len(rows) * len(views)
-        total = squares = np.float64(0)
-        for _, block in self._raw():
-            total = total + block.sum(0, dtype=np.float64)
-        self.mean = (total / self.count).astype(np.float32)
-        for _, block in self._raw():
-            squares = squares + ((block - self.mean) ** 2).sum(0, dtype=np.float64)
-        deviation = np.sqrt(squares / self.count)
-        self.scale = np.where(deviation > 1e-6, deviation, 1.0).astype(np.float32)
         self.held: np.ndarray | None = None
         if self.count <= BLOCK:
-            self.held = np.concatenate([block for _, block in self.blocks()])
+            self.held = np.concatenate([block for _, block in self._raw()])
+        total = sum(block.sum(0, dtype=np.float64) for block in self._stored())
+        self.mean: np.ndarray = np.asarray(total / self.count, np.float32)
+        squares = sum(
+            np.square(block - self.mean).sum(0, dtype=np.float64) for block in self._stored()
+        )
+        deviation = np.sqrt(squares / self.count)
+        self.scale = np.where(deviation > 1e-6, deviation, 1.0).astype(np.float32)
+        if self.held is not None:
+            self.held -= self.mean
+            self.held /= self.scale
 
     @property
     def dim(self) -> int:
@@ -159,6 +161,10 @@ class Design:
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and scale of the training part, [F] each."""
         return torch.from_numpy(self.mean), torch.from_numpy(self.scale)
+
+    def _stored(self) -> Iterator[np.ndarray]:
+        """Blocks that are not standardised yet."""
+        return iter([self.held]) if self.held is not None else (block for _, block in self._raw())
 
     def _raw(self) -> Iterator[tuple[slice, np.ndarray]]:
         position = 0
@@ -196,9 +202,9 @@ class Design:
         """Values per image, repeated for every view."""
         return np.concatenate([values] * len(self.views))
 
-    def per_image(self, values: np.ndarray) -> np.ndarray:
-        """Mean over the views of values per row."""
-        return values.reshape(len(self.views), len(self.rows), *values.shape[1:]).mean(0)
+    def per_view(self, values: np.ndarray) -> np.ndarray:
+        """Values per row as [views, images, ...]."""
+        return values.reshape(len(self.views), len(self.rows), *values.shape[1:])
 
 
 class Fit(NamedTuple):
@@ -210,6 +216,9 @@ class Fit(NamedTuple):
 
 class Problem:
     """The training part of one split: design, labels, folds; fits every candidate on any folds.
+
+    Above 8,000 rows the heads learn from the images alone; decisions are still averaged over all
+    `views`.
 
     Args:
         labels: [n] class indices of `rows`.
@@ -228,9 +237,10 @@ class Problem:
         columns: slice | None = None,
         seed: int = 0,
     ) -> None:
-        if len(views) > 1 and len(rows) * len(views) > BLOCK:
-            views = ["image"]
-        self.design = Design(features, rows, views, columns)
+        crowded = len(rows) * len(views) > BLOCK
+        learned: list[View] = ["image"] if crowded else views
+        self.more_views: list[View] = [view for view in views if view not in learned]
+        self.design = Design(features, rows, learned, columns)
         self.labels, self.soft, self.fold, self.seed = labels, soft, fold, seed
         self.classes = soft.shape[1]
         self.outputs = 1 if self.classes == 2 else self.classes
@@ -241,22 +251,28 @@ class Problem:
         self.folds = int(fold.max()) + 1
         self.kernels: dict[float, np.ndarray] = {}
         self.maps: dict[float, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-        self.starts: dict[tuple[str, int], np.ndarray] = {}
+        self.solved: dict[float, np.ndarray] = {}
 
     def cross_fit(self, candidate: Candidate) -> np.ndarray:
         """Decisions of every training image by heads that did not see it: [n, K]."""
         if candidate.kind == "blend":
             return np.concatenate([self.cross_fit(part) for part in candidate.parts], 1)
+        design = self.design
         masks = [self.fold_of_row != k for k in range(self.folds)]
-        decisions = np.empty((self.design.count, self.outputs))
-        fits = self._fit(candidate, masks)
-        for k, fit in enumerate(fits):
+        decisions = np.empty((design.count, self.outputs))
+        more = np.empty((len(self.more_views), len(design.rows), self.outputs))
+        for k, fit in enumerate(self._fit(candidate, masks)):
             held = np.flatnonzero(self.fold_of_row == k)
             decisions[held] = fit.decide(held)
-        return self.design.per_image(decisions)
+            for number, view in enumerate(self.more_views):
+                images = np.flatnonzero(self.fold == k)
+                more[number, images] = decide(
+                    fit.head(), design.features, design.rows[images], view, design.columns
+                )
+        return np.concatenate([design.per_view(decisions), more]).mean(0)
 
     def predict(self, candidate: Candidate, decisions: np.ndarray) -> np.ndarray:
-        """Classes [n] of cross-fitted decisions, calibrated on themselves: what selection counts."""
+        """Classes [n] of cross-fitted decisions, calibrated on themselves."""
         if candidate.kind == "blend":
             parts = np.split(decisions, len(candidate.parts), axis=1)
             logits = sum(
@@ -282,14 +298,18 @@ class Problem:
             return self._logistic(candidate, masks)
         if candidate.kind == "nearest_mean":
             return [self._nearest_mean(mask) for mask in masks]
-        if self.design.held is not None:
+        if self.design.held is not None and self.design.count <= self._most_points:
             return [self._support_vectors(candidate, mask) for mask in masks]
         return self._nystroem(candidate, masks)
 
     def _logistic(self, candidate: Candidate, masks: list[np.ndarray]) -> list[Fit]:
         loss = logistic_loss if self.outputs == 1 else softmax_loss
         weights = np.stack(masks, 1).astype(np.float64)
-        key = ("logistic", len(masks))
+        start = self.solved.get(candidate.strength)
+        if start is None:
+            start = next(reversed(self.solved.values()), None)
+        if start is not None and len(start) != len(masks):
+            start = np.repeat(start.mean(0, keepdims=True), len(masks), 0)
         solution = linear(
             self.design.blocks,
             self.design.dim,
@@ -297,29 +317,23 @@ class Problem:
             weights,
             candidate.strength,
             loss,
-            start=self.starts.get(key),
+            start=start,
         )
         if len(masks) > 1:
-            self.starts[key] = solution
+            self.solved[candidate.strength] = solution
         return [self._linear_fit(w[:-1], w[-1], joint=True) for w in solution]
 
     def _nearest_mean(self, mask: np.ndarray) -> Fit:
-        index = np.flatnonzero(mask)
-        labels = self.design.tile(self.labels)[index]
+        labels = self.design.tile(self.labels)
+        present = np.unique(labels[mask])
         weight = np.zeros((self.design.dim, self.classes))
         bias = np.full(self.classes, ABSENT)
-        present = np.unique(labels)
+        bias[present] = 0
         if len(present) > 1:
-            lda = LinearDiscriminantAnalysis(
-                solver="lsqr", shrinkage="auto", priors=np.full(len(present), 1 / len(present))
-            ).fit(self.design.take(index).astype(np.float64), labels)
-            coefficients, intercept = lda.coef_, lda.intercept_
-            if len(present) == 2:
-                coefficients = np.concatenate([-coefficients, coefficients]) / 2
-                intercept = np.concatenate([-intercept, intercept]) / 2
-            weight[:, present], bias[present] = coefficients.T, intercept
-        else:
-            bias[present] = 0
+            targets = (labels[:, None] == present).astype(np.float32)
+            weight[:, present], bias[present] = shrunk_lda(
+                self.design.blocks, self.design.dim, targets, mask.astype(np.float32)
+            )
         if self.outputs == 1:
             weight, bias = weight[:, 1:] - weight[:, :1], bias[1:] - bias[:1]
         return self._linear_fit(weight, bias, joint=False)
@@ -356,6 +370,11 @@ class Problem:
             )
 
         return Fit(lambda index: kernel[index] @ alpha + bias, head)
+
+    @property
+    def _most_points(self) -> int:
+        """Points that a kernel head may hold, in float16 with float32 weights, to stay small."""
+        return int(0.9 * LARGEST_MIB * 2**20 / (2 * self.design.dim + 4 * self.outputs))
 
     def _kernel_head(
         self, points: np.ndarray, alpha: np.ndarray, bias: np.ndarray, gamma: float
@@ -405,11 +424,12 @@ class Problem:
         return fits
 
     def _landmarks(self, gamma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Standardised landmarks, their map, and the mapped rows (float16, on disk)."""
+        """Standardised landmarks, their map, and the mapped rows (float16)."""
         if gamma not in self.maps:
             order = np.random.default_rng(self.seed).permutation(self.design.count)
             by_class = np.argsort(self.design.tile(self.labels)[order], kind="stable")
-            picks = np.linspace(0, self.design.count - 1, LANDMARKS).round().astype(int)
+            count = min(LANDMARKS, self.design.count, self._most_points)
+            picks = np.linspace(0, self.design.count - 1, count).round().astype(int)
             points = self.design.take(np.sort(order[by_class[picks]]))
             root = nystroem_map(points, gamma / self.design.dim)
             mapped = np.empty((self.design.count, len(points)), np.float16)
@@ -417,6 +437,16 @@ class Problem:
                 mapped[rows] = rbf(block, points, gamma / self.design.dim) @ root
             self.maps[gamma] = points, root, mapped
         return self.maps[gamma]
+
+
+def training_folds(units: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
+    """Four folds of a training part (fewer where there are fewer units), units whole: int [n].
+
+    A single unit is taken apart: there is nothing independent in it to judge by.
+    """
+    if len(np.unique(units)) < 2:
+        units = np.arange(len(units))
+    return make_folds(units, labels, min(4, max(2, len(np.unique(units)))), seed)
 
 
 def select(
@@ -442,7 +472,7 @@ def select(
     """
     counts = np.bincount(labels, minlength=soft.shape[1])
     rarest = int(counts[counts > 0].min())
-    fold = make_folds(units, labels, min(4, max(2, len(np.unique(units)))), seed)
+    fold = training_folds(units, labels, seed)
     candidates = list(candidates or grid(len(rows), rarest))
     balanced = rarest < 0.2 * len(rows)
 
@@ -466,6 +496,7 @@ def select(
     mirror, without = features.has("mirror"), None
     if mirror:
         single = Problem(features, rows, labels, soft, fold, ["image"], seed=seed)
+        single.solved = dict(problem.solved)
         plain = single.cross_fit(chosen)
         without = score(single.predict(chosen, plain))
         if without > scores[chosen]:

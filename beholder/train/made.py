@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
+from beholder.core.decode import Unreadable
 from beholder.core.engines import Engine, FromBytes, fastest
-from beholder.core.errors import BudgetError, ModelError
+from beholder.core.errors import BudgetError, DataError, ModelError
 from beholder.core.features import View
 from beholder.core.images import Images
 from beholder.core.model import Crop, VisionModel
@@ -84,7 +85,8 @@ def make_encoder(
     backbone, assumed = create_encoder(name, seed)
     size = input_side(backbone, list(longest))
     shown = name or backbone.pretrained_cfg["architecture"]
-    for candidate in (size, tuple(-(-side // 32) * 32 for side in size)):
+    height, width = (-(-side // 32) * 32 for side in size)
+    for candidate in (size, (height, width)):
         vision = VisionModel(backbone, shown, input_size=candidate, crop=crop)
         try:
             _ = vision.layout
@@ -95,18 +97,27 @@ def make_encoder(
 
 
 def resized(vision: VisionModel, side: int) -> VisionModel:
-    """The same encoder at another side."""
-    return VisionModel(vision.backbone, vision.name, input_size=(side, side), crop=vision.crop)
+    """The same encoder at another side, on the same device."""
+    smaller = VisionModel(vision.backbone, vision.name, input_size=(side, side), crop=vision.crop)
+    return smaller.to(next(vision.buffers()).device)
 
 
 def choose_engine(
     vision: VisionModel, images: Images, device: str
 ) -> tuple[Engine, float, list[str]]:
-    """The fastest engine that agrees with torch, on images of the data: see `engines.fastest`."""
-    rows = np.linspace(0, len(images) - 1, min(8, len(images))).astype(int)
-    sample = np.stack([vision.prepare(images.read(int(row))) for row in rows])
+    """The fastest engine that agrees with torch, on images of the data: see `engines.fastest`.
+
+    Raises:
+        DataError: none of eight images can be read any more.
+    """
+    sample = []
+    for row in np.linspace(0, len(images) - 1, min(8, len(images))).astype(int):
+        with suppress(Unreadable):  # it went since the scan; the feature pass will say so
+            sample.append(vision.prepare(images.read(int(row))))
+    if not sample:
+        raise DataError(f"The images of {images.name} can no longer be read.")
     module = FromBytes(vision, "descriptor").eval()
-    return fastest(module, sample, vision.describe(), device)
+    return fastest(module, np.stack(sample), vision.describe(), device)
 
 
 def subset(images: Images, count: int, order: Callable[[str], str]) -> np.ndarray:
@@ -134,7 +145,7 @@ def pick_device(wanted: str) -> str:
             return "cuda"
         return "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        nn.Parameter(torch.zeros(1, device=wanted))
+        torch.zeros(1, device=wanted)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"--device {wanted} cannot be used: {reason}") from error

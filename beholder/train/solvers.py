@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, softmax
 
@@ -63,7 +64,8 @@ def linear(
     """
     outputs, problems = targets.shape[1], weights.shape[1]
     shape = (problems, dim + 1, outputs)
-    scale = 1 / (strength * weights.sum(0))  # every problem in units of its own mean loss
+    counts = np.maximum(weights.sum(0), 1)
+    scale = 1 / (strength * counts)  # every problem in units of its own mean loss
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
         solution = flat.reshape(shape)
@@ -71,14 +73,14 @@ def linear(
         gradient = solution * scale[:, None, None]
         gradient[:, -1] = 0
         value = 0.5 * float((solution[:, :-1] ** 2 * scale[:, None, None]).sum())
-        share = weights / weights.sum(0)
+        share = weights / counts
         for rows, block in blocks():
             scores = (block @ columns).reshape(-1, problems, outputs) + solution[:, -1]
             losses, slopes = loss(scores, targets[rows][:, None])
             value += float((share[rows] * losses).sum())
             slopes *= share[rows][:, :, None]
-            pulled = block.T @ slopes.reshape(len(block), -1).astype(np.float32)
-            gradient[:, :-1] += pulled.reshape(dim, problems, outputs).transpose(1, 0, 2)
+            pulled = slopes.reshape(len(block), -1).T.astype(np.float32) @ block
+            gradient[:, :-1] += pulled.reshape(problems, outputs, dim).transpose(0, 2, 1)
             gradient[:, -1] += slopes.sum(0)
         return value, gradient.ravel()
 
@@ -90,6 +92,42 @@ def linear(
         options={"maxiter": iterations, "gtol": tolerance, "ftol": 1e-9, "maxcor": 10},
     )
     return found.x.reshape(shape)
+
+
+def shrunk_lda(
+    blocks: Blocks, dim: int, targets: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Linear discriminants of classes with equal priors and one shrunk covariance.
+
+    The within-class covariance S becomes (1 - s) S + s mean(diagonal) I, with the s of Ledoit and
+    Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", 2004.
+
+    Args:
+        blocks: yields (rows, standardised float32 [n, D]).
+        targets: [N, C], one-hot; every class has a row that counts.
+        weights: [N], 1 = the row counts, 0 = it does not.
+
+    Returns:
+        Weight [D, C], bias [C].
+    """
+    member = targets * weights[:, None]
+    means = sum(member[rows].T @ block for rows, block in blocks()) / member.sum(0)[:, None]
+    covariance, fourth, count = np.zeros((dim, dim)), 0.0, weights.sum()
+    for rows, block in blocks():
+        keep = weights[rows] > 0
+        centred = block[keep] - (targets[rows][keep] @ means).astype(np.float32)
+        covariance += centred.T @ centred
+        fourth += float(np.square(np.square(centred).sum(1, dtype=np.float64)).sum())
+    covariance /= count
+    level = max(float(np.trace(covariance)) / dim, 1e-12)
+    square = float(np.square(covariance).sum())
+    spread = square - dim * level**2
+    error = (fourth / count - square) / count
+    shrinkage = min(1.0, max(0.0, error / spread)) if spread > 0 else 1.0
+    covariance *= 1 - shrinkage
+    covariance[np.diag_indices(dim)] += max(shrinkage, 1e-6) * level
+    weight = cho_solve(cho_factor(covariance, overwrite_a=True), means.T)
+    return weight, -0.5 * (means.T * weight).sum(0)
 
 
 def rbf(a: np.ndarray, b: np.ndarray, gamma: float) -> np.ndarray:

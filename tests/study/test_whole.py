@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from study.conftest import Studied
-from study.world import SMALL, cli, figures, python
+from study.world import SMALL, cli, python, same_figures
 
 from beholder.core.sections import Section
 from beholder.evaluate.report import Report
@@ -144,4 +144,4 @@ def test_the_second_study_of_the_same_command_changes_no_figure(
 ):
     known.chdir(tmp_path)
     again = study(small.data, out=tmp_path / small.run.name, **SMALL)
-    assert figures(again.to_dict()) == figures(small.report.to_dict())
+    assert same_figures(again.to_dict(), small.report.to_dict())

@@ -107,6 +107,26 @@ def figures(results: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def differences(one: Any, other: Any, at: str = "") -> list[str]:
+    """Where two JSON values differ, with both values."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = sorted(one.keys() | other.keys())
+        pairs = [(f"{at}.{key}", one.get(key), other.get(key)) for key in keys]
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        name = [part.get("id", i) if isinstance(part, dict) else i for i, part in enumerate(one)]
+        pairs = [(f"{at}[{n}]", a, b) for n, a, b in zip(name, one, other, strict=True)]
+    else:
+        return [] if one == other else [f"{at}: {one!r} / {other!r}"]
+    return [found for place, a, b in pairs for found in differences(a, b, place)]
+
+
+def same_figures(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """True, or an AssertionError that says where two `results.json` differ."""
+    found = differences(figures(one), figures(other))
+    assert not found, "\n".join(found)
+    return True
+
+
 def torn(*places: Path) -> list[Path]:
     """Files that are not whole: temporary ones, and JSON, Parquet and weights that do not open."""
     import json

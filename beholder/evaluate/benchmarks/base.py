@@ -98,8 +98,6 @@ class SectionSpec:
         try:
             section = self.summarise(evidence, options)
         except Exception as error:  # a failing section must not end the study
-            if options.strict:
-                raise
             finding = f"This section failed: {type(error).__name__}: {error}"
             failed = Section(id=self.id, title=self.title, finding=finding, status="failed")
             return failed, traceback.format_exc()

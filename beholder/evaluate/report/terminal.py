@@ -277,6 +277,11 @@ class Progress:
         if self.on_progress is not None:
             self.on_progress(stage.name, stage.done, stage.total, stage.left)
 
+    def say(self, line: str) -> None:
+        """A line of its own, unless quiet."""
+        if not self.quiet:
+            self._print(line)
+
     def _print(self, line: str) -> None:
         text = Text(visible(line))
         self.console.print(text, no_wrap=True, overflow="ignore", crop=False, highlight=False)
