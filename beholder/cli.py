@@ -205,12 +205,13 @@ def doctor() -> None:
     """Versions, devices, and what is missing for which extra."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from beholder.core.environment import doctor as examine
 
     table = Table(box=None, show_header=False, pad_edge=False)
     for row in examine():
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     Console().print(table)
 
 
@@ -263,7 +264,10 @@ def main() -> None:
     """Run; errors become one line on stderr and their exit code."""
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(code if isinstance(code, int) else 0)
     except typer.Exit as finished:
         sys.exit(finished.exit_code)
     except typer.Abort:

@@ -26,7 +26,14 @@ from beholder.core.engines import Engine
 from beholder.core.environment import environment
 from beholder.core.errors import ArgumentError, DataError, SectionFailedError
 from beholder.core.features import Features, View, extract
-from beholder.core.files import digest, write_atomic, write_bytes, write_json
+from beholder.core.files import (
+    cache_dir,
+    digest,
+    is_writable,
+    write_atomic,
+    write_bytes,
+    write_json,
+)
 from beholder.core.images import Images
 from beholder.core.model import VisionModel
 from beholder.core.options import Options
@@ -49,7 +56,13 @@ from beholder.evaluate.evidence import (
     soft_labels,
     split_facts,
 )
-from beholder.evaluate.given import Judged, judge_given, judge_run, training_hashes
+from beholder.evaluate.given import (
+    Judged,
+    judge_given,
+    judge_run,
+    readable,
+    training_hashes,
+)
 from beholder.evaluate.report import Report
 from beholder.evaluate.report.pictures import render_pictures, wanted_pictures
 from beholder.evaluate.report.results import (
@@ -61,9 +74,11 @@ from beholder.evaluate.report.results import (
     Verdict,
 )
 from beholder.evaluate.report.terminal import Progress, heading
+from beholder.evaluate.report.text import csv_text
 from beholder.metrics.cost import macs
 from beholder.metrics.intervals import share
 from beholder.models.classifier_heads import LinearHead
+from beholder.models.encoder import architecture_of
 from beholder.models.given import open_model
 from beholder.models.given_model import GivenModel
 from beholder.models.run import attach_portable, load, save_model
@@ -154,13 +169,14 @@ class _Study:
         self.notes: list[str] = []
         self.tracebacks: list[str] = []
         self.sections: dict[str, Section] = {}
+        self.given = self._given()
         self.vision: VisionModel | None = None
         self.facts_of_model: dict[str, Any] = {}
         self.answered: Answered | None = None
         self.cost: pl.DataFrame | None = None
 
     def run(self) -> Report:
-        images = self.data if isinstance(self.data, Images) else _open(self.options)
+        images = self.data if isinstance(self.data, Images) else self._open()
         self.opened = len(images) + len(images.skipped)
         self._scan(images)
         with only_writer(self._place()):
@@ -175,8 +191,9 @@ class _Study:
             except KeyboardInterrupt:
                 stopped = True
             report = self._report(stopped)
-            with self._stage("report", 1):
+            with self._stage("report", 1) as stage:
                 self._write(report)
+                stage.advance()
         if stopped:
             raise KeyboardInterrupt
         failed = [part for part in report.sections if part.status == "failed"]
@@ -197,6 +214,21 @@ class _Study:
         return limit - (time.monotonic() - self.begun) if limit else float("inf")
 
     # data ------------------------------------------------------------------------------------
+
+    def _open(self) -> Images:
+        """The data; with a given model --classes names its outputs, else those of the data."""
+        options = self.options
+        return open_images(
+            options.data,
+            format=options.format,
+            label_column=options.label_column,
+            source_column=options.source_column,
+            split_column=options.split_column,
+            classes=options.classes if self.given is None else None,
+            root=options.root,
+            bins=options.bins,
+            max_pixels=options.max_pixels,
+        )
 
     def _scan(self, images: Images) -> None:
         if not len(images):
@@ -271,7 +303,7 @@ class _Study:
     def _answer(self) -> None:
         """Out-of-sample answers for every image, by a model made here or given."""
         self._units()
-        given = self._given()
+        given = self.given
         labelled = self.images.kind == "classes" and len(self.images.classes) > 1
         if given is not None:
             self._judge(given)
@@ -287,15 +319,20 @@ class _Study:
         if text and (Path(text) / "head.json").is_file():
             return load(text)
         if text and not options.judge and names_encoder(text):
+            architecture_of(text)
             return None
         return open_model(
             model, classes=options.classes, preprocess=options.preprocess, crop=options.crop
         )
 
     def _cache_place(self) -> Path | None:
-        """None = the shared cache; under --no-cache a place that goes when the study ends."""
+        """None = the shared cache; a place that goes when the study ends where it is not used."""
         if self.options.cache:
-            return None
+            if is_writable(cache_dir() / "features"):
+                return None
+            self.notes.append(
+                "The cache cannot be written: nothing is kept, the next run is slower."
+            )
         return Path(self.cleanup.enter_context(tempfile.TemporaryDirectory(prefix="beholder-")))
 
     def _make(self) -> None:
@@ -323,13 +360,18 @@ class _Study:
         """From the cache, or by a pass that fits the budget."""
         place = self._cache_place()
         try:
-            return vision, self._pass(vision, VIEWS, place, _no_engine, "cached")
+            cached = self._extract(vision, VIEWS, place, _no_engine, lambda count: None)
+            if not cached.gone:
+                rows = len(self.images) * len(VIEWS)
+                with self._stage("features", rows, f"{vision.name}, cached") as stage:
+                    stage.advance(rows)
+                return vision, cached
         except NotCachedError:
             pass
         with self._stage("engines", 1) as stage:
             engine, price, passed_over = choose_engine(vision, self.images, self.device)
-            stage.advance(1)
-        self.notes += passed_over
+            stage.advance()
+            stage.note("; ".join(passed_over))
         vision, engine, views = self._fit_budget(vision, engine, price)
         return vision, self._pass(vision, views, place, lambda: engine, engine.name)
 
@@ -345,23 +387,33 @@ class _Study:
         note = f"{vision.name} @{vision.input_size[0]}, {how}"
         while True:
             with self._stage("features", len(self.images) * len(views), note) as stage:
-                features = extract(
-                    make_engine,
-                    self.images,
-                    self.facts["file_hash"].to_list(),
-                    describe=vision.describe(),
-                    prepare=vision.prepare,
-                    size=vision.input_size,
-                    layout=vision.layout,
-                    views=views,
-                    workers=self.workers,
-                    directory=place,
-                    progress=stage.advance,
-                )
+                features = self._extract(vision, views, place, make_engine, stage.advance)
             if not features.gone:
                 return features
             self._lose(features.gone)
             self._units()
+
+    def _extract(
+        self,
+        vision: VisionModel,
+        views: Sequence[View],
+        place: Path | None,
+        make_engine: Callable[[], Engine],
+        progress: Callable[[int], None],
+    ) -> Features:
+        return extract(
+            make_engine,
+            self.images,
+            self.facts["file_hash"].to_list(),
+            describe=vision.describe(),
+            prepare=vision.prepare,
+            size=vision.input_size,
+            layout=vision.layout,
+            views=views,
+            workers=self.workers,
+            directory=place,
+            progress=progress,
+        )
 
     def _fit_budget(
         self, vision: VisionModel, engine: Engine, price: float
@@ -392,7 +444,7 @@ class _Study:
         vision.head, vision.mirror, vision.classes = chosen.head.eval(), chosen.mirror, classes
         self.vision, self.answers = vision, answers
         assert isinstance(answers.portable, LinearHead)
-        attach_portable(vision.backbone, answers.portable, len(classes))
+        portable = attach_portable(vision.backbone, answers.portable, len(classes))
         self.answered = Answered(
             classes=classes,
             logits=answers.logits,
@@ -414,7 +466,7 @@ class _Study:
         self.facts_of_model = model_facts(vision, "made", "exact") | {
             "head": head,
             "macs": macs(vision.to("cpu"), torch.zeros(1, 3, *vision.input_size)),
-            "portable_accuracy": self._portable_accuracy(answers),
+            "portable_accuracy": self._portable_accuracy(answers) if portable else None,
         }
 
     def _portable_accuracy(self, answers: Answers) -> Value:
@@ -459,6 +511,11 @@ class _Study:
                     seed=options.seed,
                     progress=stage.advance,
                 )
+        if judged.gone:
+            self._lose(judged.gone)
+            self._units()
+            self._judge(model)
+            return
         self.answered = judged.answered
         self.notes += judged.notes
         self.facts_of_model = model_facts(model, "given", judged.class_match)
@@ -477,8 +534,8 @@ class _Study:
             self.directory.mark("model")
         if "cost" not in self.wanted:
             return
-        rows = range(0, len(self.images), max(1, len(self.images) // 32))
-        prepared = [vision.prepare(self.images.read(row)) for row in list(rows)[:32]]
+        rows = list(range(0, len(self.images), max(1, len(self.images) // 32)))[:32]
+        prepared = [vision.prepare(image) for image in readable(self.images, rows)]
         seconds = COST_SECONDS
         if self.options.budget == 0:
             seconds = float("inf")
@@ -489,7 +546,7 @@ class _Study:
             self.cost = measure(
                 vision.to("cpu"),
                 prepared,
-                lambda: vision.prepare(self.images.read(0)),
+                lambda: vision.prepare(readable(self.images, rows)[0]),
                 seconds=seconds,
                 work=work,
                 run=path if made else None,
@@ -564,7 +621,7 @@ class _Study:
                 used_s=round(used, 3),
                 shortened=self.shortened,
             ),
-            timing=self.timing,
+            timing=dict(self.timing),
             directory=self.directory.path,
             pictures=render_pictures(lambda id: self.images.read(row_of[id]), ids),
             open_model=partial(load, self.directory.path),
@@ -576,7 +633,7 @@ class _Study:
         frame = predictions(self.evidence.frame, self.sections)
         write_atomic(path / "predictions.parquet", lambda out: frame.write_parquet(out))
         skipped = self.images.skipped
-        write_atomic(path / "skipped.csv", lambda out: skipped.write_csv(out))
+        write_bytes(path / "skipped.csv", csv_text(skipped.columns, skipped.iter_rows()).encode())
         write_json(path / "environment.json", self.evidence.environment)
         if self.answered is not None and self.answered.repeats is not None:
             repeats = self.answered.repeats
@@ -596,20 +653,6 @@ class NotCachedError(Exception):
 
 def _no_engine() -> Engine:
     raise NotCachedError
-
-
-def _open(options: Options) -> Images:
-    return open_images(
-        options.data,
-        format=options.format,
-        label_column=options.label_column,
-        source_column=options.source_column,
-        split_column=options.split_column,
-        classes=options.classes,
-        root=options.root,
-        bins=options.bins,
-        max_pixels=options.max_pixels,
-    )
 
 
 def _reasons(images: Images) -> str:

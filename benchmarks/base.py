@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict, TypeVar
@@ -31,7 +31,7 @@ MEBIBYTE = 2**20 if sys.platform == "darwin" else 2**10  # what `ru_maxrss` coun
 
 
 class Check(TypedDict):
-    """One figure against its bar. `bar` reads '>= 0.85 x'; a figure without a bar holds."""
+    """One figure against its bar. `bar` reads '>= 0.85 x'."""
 
     what: str
     value: float
@@ -43,26 +43,28 @@ class Check(TypedDict):
 class Measured(TypedDict):
     """What `measure` returns: `figures` is everything that the checks were computed from."""
 
-    figures: dict[str, object]
+    figures: Mapping[str, object]
     checks: list[Check]
     holds: bool
 
 
 def at_least(what: str, value: float, bar: float, unit: str = "x") -> Check:
     """`value` must not be below `bar`."""
-    return Check(
-        what=what, value=value, unit=unit, bar=f">= {bar:g} {unit}".strip(), holds=value >= bar
-    )
+    return _check(what, value, unit, f">= {bar:g}", value >= bar)
 
 
 def at_most(what: str, value: float, bar: float, unit: str = "x") -> Check:
     """`value` must not be above `bar`."""
-    return Check(
-        what=what, value=value, unit=unit, bar=f"<= {bar:g} {unit}".strip(), holds=value <= bar
-    )
+    return _check(what, value, unit, f"<= {bar:g}", value <= bar)
 
 
-def measured(figures: dict[str, object], *checks: Check) -> Measured:
+def _check(what: str, value: float, unit: str, bar: str, holds: bool) -> Check:
+    """Plain numbers, whatever numpy made of them."""
+    bar = f"{bar} {unit}".strip()
+    return Check(what=what, value=float(value), unit=unit, bar=bar, holds=bool(holds))
+
+
+def measured(figures: Mapping[str, object], *checks: Check) -> Measured:
     """Figures and checks; holds where every check does."""
     return Measured(
         figures=figures, checks=list(checks), holds=all(check["holds"] for check in checks)

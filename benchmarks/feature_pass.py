@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from beholder.core.features import Features, extract
 from beholder.core.files import digest
 from beholder.core.images import Images
-from beholder.core.model import VisionModel
+from beholder.core.model import Backbone, VisionModel
 from beholder.train.made import VIEWS, choose_engine, make_encoder
 
 from .base import (
@@ -61,7 +61,7 @@ class Photographs(Dataset):
 
 
 def plain_loop(
-    backbone: nn.Module, taps: list[int], photographs: Photographs, workers: int
+    backbone: Backbone, taps: list[int], photographs: Photographs, workers: int
 ) -> np.ndarray:
     """Image and mirror through the backbone, three depths pooled: [2, N, D]."""
 
@@ -95,8 +95,8 @@ def in_memory(vision: VisionModel, images: Images, size: int) -> list[np.ndarray
 
 def measure(quick: bool = False) -> Measured:
     images = solar(48 if quick else 400)
-    keys = images.table["key"]
-    files = [Path(images.store.stat(key)[0]) for key in keys]
+    places = [images.store.stat(key) for key in images.table["key"]]
+    files = [Path(place[0]) for place in places if place]
     hashes = [digest(file.read_bytes()) for file in files]
     with fresh_cache():
         vision, _ = make_encoder(None, [300], "squash", 0)
@@ -121,7 +121,10 @@ def measure(quick: bool = False) -> Measured:
                 )
             )
 
-    passes, bare, plain = [], [], {workers: [] for workers in PLAIN_WORKERS}
+    passes: list[float] = []
+    bare: list[float] = []
+    plain: dict[int, list[float]] = {workers: [] for workers in PLAIN_WORKERS}
+    ours = theirs = np.empty(0)
     for _ in range(1 if quick else ROUNDS):
         seconds, ours = timed(one_pass)
         passes.append(seconds)

@@ -33,18 +33,17 @@ def shards(cache: Path) -> dict[str, int]:
 
 
 def measure(quick: bool = False) -> Measured:
-    seconds, stages = [], []
+    seconds, stages, kept = [], [], []
     with fresh_cache() as cache, tempfile.TemporaryDirectory() as place:
         data = str(class_folders(solar(480), Path(place) / "solar")) if quick else "solar"
-        kept = []
-        for number in range(2):
-            run = Path(place) / f"run{number}"
+        runs = [Path(place) / "first", Path(place) / "second"]
+        for run in runs:
             command = ("-m", "beholder.cli", "study", data, "--out", str(run), "--quiet")
             seconds.append(run_process(python(*command))[0])
             stages.append(json.loads((run / "results.json").read_text())["timing"])
             kept.append(shards(cache))
-        rebuilt, _ = timed(lambda: Report.load(run).save(Path(place) / "again"))
-        size = (run / "report.html").stat().st_size / 1e6
+        rebuilt, _ = timed(lambda: Report.load(runs[1]).save(Path(place) / "again"))
+        size = (runs[1] / "report.html").stat().st_size / 1e6
     written = sum(kept[0].get(name) != inode for name, inode in kept[1].items())
     first, second = seconds
     figures = {

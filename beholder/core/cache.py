@@ -13,7 +13,7 @@ from .files import cache_dir
 LIMIT = 20 * 2**30
 FOLDERS = ("features", "engines")
 """What may be dropped piece by piece."""
-FILES = ("images.sqlite*", "log.txt")
+FILES = ("images.*", "log.txt")
 
 
 def entries() -> list[tuple[float, int, Path]]:

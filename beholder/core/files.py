@@ -16,7 +16,10 @@ import platformdirs
 
 from .errors import StorageError
 
-STORAGE_ERRNOS = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EFBIG}
+STORAGE_ERRNOS = {
+    *(errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EFBIG),
+    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
+}
 
 
 @contextmanager
@@ -66,6 +69,16 @@ def write_json(path: Path, value: object) -> None:
     """UTF-8 JSON, keys sorted, no NaN, atomically."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1, allow_nan=False)
     write_bytes(path, text.encode() + b"\n")
+
+
+def is_writable(directory: Path) -> bool:
+    """Whether files can be made in it (it is made, where missing)."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            return True
+    except OSError:
+        return False
 
 
 def digest(*parts: bytes | str) -> str:

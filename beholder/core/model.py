@@ -241,6 +241,7 @@ class VisionModel(nn.Module):
     def describe(self) -> dict[str, object]:
         """Everything that decides the descriptor, for cache keys and the report."""
         return {
+            "architecture": self.backbone.pretrained_cfg["architecture"],
             "weights": self.weights_hash,
             "taps": list(self.taps.indices),
             "size": list(self.input_size),

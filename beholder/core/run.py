@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
@@ -16,6 +17,13 @@ from .files import key_of, storage_errors, write_bytes, write_json
 from .options import Options
 
 STATE = "state.json"
+FILES = (
+    STATE,
+    *("run.toml", "results.json", "environment.json", "log.txt", "report.html", "report.md"),
+    *("predictions.parquet", "skipped.csv", "model.safetensors", "config.json"),
+    *("head.safetensors", "head.json"),
+)
+"""What a run writes, beside `records/`."""
 ELSEWHERE = (
     "data",
     "out",
@@ -86,10 +94,12 @@ class RunDirectory:
             self._check(state, fingerprint)
         with storage_errors(path):
             path.mkdir(parents=True, exist_ok=True)
-        write_bytes(path / "run.toml", to_toml(options_record(options)).encode())
         self.done: list[str] = []
         self.fingerprint = fingerprint
+        if options.overwrite and (state or {}).get("key") != self.key:
+            self._clear()
         self.mark()
+        write_bytes(path / "run.toml", to_toml(options_record(options)).encode())
 
     def _state(self) -> dict[str, Any] | None:
         try:
@@ -99,7 +109,7 @@ class RunDirectory:
 
     def _check(self, state: dict[str, Any] | None, fingerprint: str) -> None:
         if state is None:
-            if self.path.exists() and any(p.name != ".lock" for p in self.path.iterdir()):
+            if self.path.exists() and any(p.name[0] != "." for p in self.path.iterdir()):
                 raise ArgumentError(
                     f"--out {self.path} is not empty and holds no run.",
                     "Name another directory, or add --overwrite.",
@@ -118,6 +128,13 @@ class RunDirectory:
         raise ArgumentError(
             f"{self.path} holds another run: {what}.", "Use another --out, or --overwrite."
         )
+
+    def _clear(self) -> None:
+        """Take away what another run left here, and nothing else."""
+        with storage_errors(self.path):
+            shutil.rmtree(self.path / "records", ignore_errors=True)
+            for name in FILES:
+                (self.path / name).unlink(missing_ok=True)
 
     def mark(self, stage: str | None = None) -> None:
         """Write down that a stage is done."""

@@ -60,7 +60,7 @@ def assemble(
 ) -> Evidence:
     """One row per image, sorted by id; see `Evidence.frame`."""
     classes = answered.classes if answered else images.classes
-    frame = images.table.drop("key", "labels", "mask", strict=False).join(
+    frame = images.table.drop("key", "mask", strict=False).join(
         facts.drop("grey32", "grey96"), on="id", how="left", maintain_order="left"
     )
     known = len(images.classes)

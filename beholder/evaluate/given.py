@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
+from torch import Tensor
 
 from beholder.core.engines import Engine
-from beholder.core.errors import ModelError
+from beholder.core.decode import Unreadable
+from beholder.core.errors import DataError, ModelError
 from beholder.core.features import View, extract
 from beholder.core.images import Images
 from beholder.core.model import VisionModel
@@ -38,19 +40,44 @@ class AsGiven:
     def run(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         for batch in batches:
             images = torch.from_numpy(batch).permute(0, 3, 1, 2)
-            with torch.inference_mode():
-                logits, features = self.model.answer(images.to(self.model._mean.device))
+            logits, features = asked(self.model, images)
             parts = [logits] if features is None else [logits, features.flatten(1)]
             yield torch.cat([part.float().cpu() for part in parts], 1).numpy()
 
 
+def readable(images: Images, rows: Iterable[int]) -> list[np.ndarray]:
+    """RGB of those of the rows that are still there. Raises `DataError` if none is."""
+    found = []
+    for row in rows:
+        try:
+            found.append(images.read(int(row)))
+        except Unreadable:
+            continue
+    if not found:
+        raise DataError("The images cannot be read any more.")
+    return found
+
+
+def asked(model: GivenModel, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """`model.answer`. Raises `ModelError` where the model itself breaks."""
+    try:
+        with torch.inference_mode():
+            return model.answer(images.to(model._mean.device))
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"{model.name} broke on images of the shape {list(images.shape)}: {reason[:200]}"
+        ) from error
+
+
 @dataclass
 class Judged:
-    """Answers, and how the classes were matched."""
+    """Answers, how the classes were matched, and the images that vanished meanwhile."""
 
     answered: Answered
     class_match: str
     notes: list[str]
+    gone: dict[str, str]
 
 
 def judge_given(
@@ -71,16 +98,16 @@ def judge_given(
         ModelError: its classes are not those of the data.
     """
     rows = np.linspace(0, len(images) - 1, min(PROBE, len(images))).astype(int)
-    sample = np.stack([model.prepare(images.read(int(row))) for row in rows])
+    sample = np.stack([model.prepare(image) for image in readable(images, rows)])
     engine = AsGiven(model)
-    with torch.inference_mode():
-        logits, features = model.answer(torch.from_numpy(sample).permute(0, 3, 1, 2))
+    logits, features = asked(model, torch.from_numpy(sample).permute(0, 3, 1, 2))
     outputs = logits.shape[1]
     layout = {"logits": slice(0, outputs)}
     if features is not None:
         layout["pooled"] = slice(outputs, outputs + features.flatten(1).shape[1])
     names = model.classes or numbered(outputs)
-    match = match_classes(images.classes, names, class_map=class_map, by_position=by_position)
+    wanted = images.classes or names  # without labels every class of the model may be answered
+    match = match_classes(wanted, names, class_map=class_map, by_position=by_position)
     found = extract(
         lambda: engine,
         images,
@@ -100,10 +127,8 @@ def judge_given(
     label = images.table["label"].fill_null(-1).to_numpy()
     probability = softmax(tempered(whole, label, roles, seed))
     log_probability = np.log(np.maximum(softmax(whole), 1e-12))
-    missing = np.array(
-        [name in match.missing for name in images.classes] + [False] * len(match.extra)
-    )
-    kept = np.arange(whole.shape[1]) < len(images.classes)
+    missing = np.array([name in match.missing for name in wanted] + [False] * len(match.extra))
+    kept = np.arange(whole.shape[1]) < len(wanted)
     kept[np.unique(probability.argmax(1))] = True
     unknown = (label >= 0) & missing[np.maximum(label, 0)]
     roles = np.where(unknown & (roles == "test"), "val", roles)
@@ -113,9 +138,7 @@ def judge_given(
             f"The model does not know {', '.join(match.missing)}: their {int(unknown.sum()):,} "
             "images are not judged."
         )
-    absent = [
-        name for name, used in zip(match.extra, kept[len(images.classes) :], strict=True) if used
-    ]
+    absent = [name for name, used in zip(match.extra, kept[len(wanted) :], strict=True) if used]
     if absent:
         notes.append(f"Predicted though absent from the data: {', '.join(absent)}.")
     answered = Answered(
@@ -128,7 +151,7 @@ def judge_given(
         seeds=[],
         embeddings=found.take(columns=layout["pooled"]) if "pooled" in layout else None,
     )
-    return Judged(answered, match.how, notes)
+    return Judged(answered, match.how, notes, found.gone)
 
 
 def judge_run(
@@ -152,7 +175,7 @@ def judge_run(
     head = model.head
     if head is None:
         raise ModelError(f"{model.name} has no head.", "Train one: beholder study DATA.")
-    match = match_classes(images.classes, model.classes)
+    match = match_classes(images.classes or model.classes, model.classes)
     views: list[View] = ["image", "mirror"] if model.mirror else ["image"]
     found = extract(
         engine,
@@ -187,7 +210,7 @@ def judge_run(
         seeds=[],
         embeddings=found.take(columns=model.layout["pooled"]),
     )
-    return Judged(answered, match.how, notes if seen.any() else [])
+    return Judged(answered, match.how, notes if seen.any() else [], found.gone)
 
 
 def given_roles(images: Images) -> np.ndarray:

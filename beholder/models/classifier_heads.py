@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from beholder.core.errors import ModelError
 from beholder.core.files import write_bytes, write_json
 from beholder.core.model import DecisionHead
-from beholder.metrics.calibration import fit_platt, fit_temperature
 
 DAMAGED = (
     *(OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, AssertionError),
@@ -61,6 +60,9 @@ class Calibration(nn.Module):
 
         A margin with fewer than 3 images on either side stays as it is.
         """
+        # Here, because a model that is only opened and asked should not wait for scipy.
+        from beholder.metrics.calibration import fit_platt, fit_temperature
+
         if self.joint:
             zero = np.zeros_like(decisions)
             logits = np.concatenate([zero, decisions], 1) if self.classes == 2 else decisions

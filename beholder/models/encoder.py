@@ -157,6 +157,22 @@ def create_pretrained(name: str, **options: Any) -> Backbone:
         constants.HF_HUB_OFFLINE = before
 
 
+def architecture_of(name: str) -> str:
+    """The timm architecture that `name` (maybe `untrained:NAME`) stands for.
+
+    Raises:
+        ModelError: timm knows none of that name; near ones are shown.
+    """
+    architecture = name.removeprefix(UNTRAINED)
+    if not timm.is_model(architecture.split(".")[0]):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=5)
+        raise ModelError(
+            f"timm knows no model {architecture!r}.",
+            f"Near names: {', '.join(near)}." if near else "See timm.list_models().",
+        )
+    return architecture
+
+
 def create_encoder(name: str | None = None, seed: int = 0) -> tuple[Backbone, list[str]]:
     """A timm model to take features from, and what had to be assumed.
 
@@ -167,14 +183,7 @@ def create_encoder(name: str | None = None, seed: int = 0) -> tuple[Backbone, li
     name = name or DEFAULT_ENCODER
     if name in LITE_FILES:
         return embedded_lite(name), []
-    untrained = name.startswith(UNTRAINED)
-    architecture = name.removeprefix(UNTRAINED)
-    if not timm.is_model(architecture.split(".")[0]):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=5)
-        raise ModelError(
-            f"timm knows no model {architecture!r}.",
-            f"Near names: {', '.join(near)}." if near else "See timm.list_models().",
-        )
+    untrained, architecture = name.startswith(UNTRAINED), architecture_of(name)
     if not untrained:
         return create_pretrained(architecture), []
     with torch.random.fork_rng(devices=[]):

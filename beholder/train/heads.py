@@ -358,7 +358,9 @@ class Problem:
             if positive.all() or not positive.any():
                 bias[k] = -ABSENT if positive.all() else ABSENT
                 continue
-            machine = SVC(C=candidate.strength, kernel="precomputed", cache_size=400)
+            machine = SVC(
+                C=candidate.strength, kernel="precomputed", cache_size=400, random_state=0
+            )
             machine.fit(square, positive)
             alpha[index[machine.support_], k] = machine.dual_coef_[0]
             bias[k] = machine.intercept_[0]

@@ -22,7 +22,7 @@ def filled(own_cache: Path) -> dict[str, Path]:
         then = time.time() - age * 3600
         os.utime(path, (then, then))
         files[path.name] = path
-    for name in ("images.sqlite", "images.sqlite-wal", "stranger.txt"):
+    for name in ("images.sqlite", "images.lock", "stranger.txt"):
         files[name] = own_cache / name
         files[name].write_bytes(bytes(10))
     return files
@@ -42,7 +42,7 @@ def test_entries_come_least_recently_used_first(filled: dict[str, Path]) -> None
 
 def test_pruning_to_a_limit_drops_the_oldest(filled: dict[str, Path]) -> None:
     assert cache.prune(limit=150) == 200
-    assert there(filled) == {"new", "images.sqlite", "images.sqlite-wal", "stranger.txt"}
+    assert there(filled) == {"new", "images.sqlite", "images.lock", "stranger.txt"}
 
 
 def test_pruning_below_the_limit_drops_nothing(filled: dict[str, Path]) -> None:

@@ -11,6 +11,7 @@ from study.world import SMALL, alone, folders
 
 from beholder.evaluate.report import Report
 from beholder.study import study
+from beholder.train.heads import grid
 
 
 @dataclass
@@ -55,9 +56,10 @@ def small(given_split: Path, place: Path) -> Studied:
 
 @pytest.fixture(scope="session")
 def whole(three_classes: Path, place: Path) -> Studied:
-    """Every section, cross-fitted, with quick measurements of the cost."""
+    """Every section and every candidate, cross-fitted, with quick measurements of the cost."""
     cache, run = place / "cache-whole", place / "run-whole"
     with alone(cache) as patch:
+        patch.setattr("beholder.train.heads.grid", grid)
         patch.setattr("beholder.study.COST_SECONDS", 0.5)
         patch.setattr("beholder.evaluate.costs.peak_memory", lambda setup, work: 30.0)
         report = study(three_classes, out=run, **SMALL | {"without": (), "budget": 0.2})

@@ -113,7 +113,7 @@ def test_a_table_with_one_class_is_described_and_not_judged(fresh, tmp_path: Pat
 
 @pytest.mark.parametrize("few", [1, 2])
 def test_a_class_of_one_or_two_images_is_named_and_breaks_nothing(fresh, tmp_path: Path, few: int):
-    data = folders(tmp_path / "data", {"one": 20, "rare": few, "two": 20})
+    data = folders(tmp_path / "data", {"one": 10, "rare": few, "two": 10})
     report = study(data, out=tmp_path / "run", **SMALL)
     not_failed(report)
     assert "rare" in report["data"].finding
@@ -239,9 +239,9 @@ def test_uncertain_labels_have_a_ceiling_and_three_accuracies(fresh, tmp_path: P
 
 
 def test_no_patient_straddles_a_split_and_the_patient_is_resampled(fresh, tmp_path: Path):
-    made = loose(tmp_path / "img", 80)
+    made = loose(tmp_path / "img", 60)
     rows = [
-        {"path": f"img/{name}", "label": "ab"[digit], "patient": f"P{number // 4}"}
+        {"path": f"img/{name}", "label": "ab"[digit], "patient": f"P{number // 3}"}
         for number, (name, digit) in enumerate(made)
     ]
     place = table(tmp_path / "t.csv", rows)
@@ -270,13 +270,20 @@ def test_weights_count(fresh, tmp_path: Path):
     assert report.accuracy.values["accuracy"].estimate == pytest.approx(expected, abs=1e-6)
 
 
-def test_only_a_test_part_and_no_model_is_still_a_report(fresh, tmp_path: Path):
+def test_weights_that_are_all_zero_are_refused(fresh, tmp_path: Path):
+    made = loose(tmp_path / "img", 8)
+    rows = [{"path": f"img/{name}", "label": "ab"[digit], "weight": 0} for name, digit in made]
+    with pytest.raises(DataError, match="Every weight is 0"):
+        study(table(tmp_path / "t.csv", rows), out=tmp_path / "run", **SMALL)
+
+
+def test_only_a_test_part_and_no_model_says_what_is_missing(fresh, tmp_path: Path):
     made = loose(tmp_path / "img", 20)
-    rows = [
-        {"path": f"img/{name}", "label": "ab"[digit], "split": "test"} for name, digit in made
-    ]
-    report = study(table(tmp_path / "t.csv", rows), out=tmp_path / "run", **SMALL)
-    not_failed(report)
+    rows = [{"path": f"img/{name}", "label": "ab"[digit], "split": "test"} for name, digit in made]
+    with pytest.raises(DataError) as error:
+        study(table(tmp_path / "t.csv", rows), out=tmp_path / "run", **SMALL)
+    assert "train" in str(error.value)
+    assert "--model" in error.value.hint
 
 
 def test_a_class_that_only_the_test_part_has_is_told(fresh, tmp_path: Path):

@@ -158,6 +158,30 @@ def test_an_output_that_the_data_lacks_is_kept(data: Path, tmp_path: Path):
     assert "failed" not in {section.status for section in report.sections}
     assert report.accuracy.n == 32
     assert report.model_facts.classes == list(NAMES)
+    assert "seven has only 0 images" not in report["data"].finding
+
+
+def test_classes_of_timm_that_the_data_lacks_are_not_taken_for_classes_of_the_data(
+    data: Path, tmp_path: Path
+):
+    place = tmp_path / "fish"
+    for name, source in (("tench", "one"), ("goldfish", "seven")):
+        (place / name).mkdir(parents=True)
+        for path in (data / source).iterdir():
+            (place / name / path.name).write_bytes(path.read_bytes())
+    report = study(place, "untrained:test_resnet", judge=True, out=tmp_path / "run", **QUICK)
+    assert "failed" not in {section.status for section in report.sections}
+    assert report["data"].finding == "32 images in 2 classes; the rarest, goldfish, has 16."
+    assert report.model_facts.class_match == "wordnet"
+
+
+def test_one_class_of_two_cannot_show_a_wrong_class_order(data: Path, tmp_path: Path):
+    one = _only(data, tmp_path, NAMES[:1])
+    turned = (NAMES[1], NAMES[0], NAMES[2])
+    report = study(
+        one, ByPatterns(), out=tmp_path / "run", classes=turned, format="folders", **QUICK
+    )
+    assert "class order" not in report.verdict.sentence
 
 
 def _only(data: Path, place: Path, names: tuple[str, ...]) -> Path:
@@ -290,3 +314,17 @@ def test_judging_needs_no_label(data: Path, tmp_path: Path):
     assert "failed" not in {section.status for section in report.sections}
     assert report.accuracy.status == "not_applicable"
     assert report.predictions["predicted"].null_count() == 0
+
+
+def test_an_image_deleted_while_a_model_answers_is_not_judged(data: Path, tmp_path: Path):
+    some = _only(data, tmp_path, NAMES)
+
+    def deletes(stage: str, done: int, total: int, left: float | None) -> None:
+        if stage == "answers":
+            (some / "one" / "0.png").unlink(missing_ok=True)
+
+    report = study(
+        some, ByPatterns(), out=tmp_path / "run", classes=NAMES, on_progress=deletes, **QUICK
+    )
+    assert report.data.skipped == {"missing_file": 1}
+    assert report.accuracy.n == 47

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 from study.conftest import Studied
-from study.world import MODEL, SMALL, alone, cli, folders, same_figures
+from study.world import MODEL, SMALL, cli, folders, same_figures
 
 import beholder.study
 from beholder.core.engines import Eager
@@ -79,15 +79,15 @@ def test_workers_and_directory_change_no_figure(fresh, small: Studied, tmp_path)
         place.mkdir()
         fresh.chdir(place)
         fresh.setenv("BEHOLDER_CACHE", str(place / "cache"))
-        report = study(
-            os.path.relpath(small.data), out=small.run.name, workers=workers, **SMALL
-        )
+        report = study(os.path.relpath(small.data), out=small.run.name, workers=workers, **SMALL)
         assert same_figures(report.to_dict(), small.report.to_dict())
         mine = (place / small.run.name / "predictions.parquet").read_bytes()
         assert mine == (small.run / "predictions.parquet").read_bytes()
 
 
-def test_a_moved_folder_keeps_its_fingerprint_and_its_features(never_runs, small: Studied, tmp_path):
+def test_a_moved_folder_keeps_its_fingerprint_and_its_features(
+    never_runs, small: Studied, tmp_path
+):
     import shutil
 
     moved = shutil.copytree(small.data, tmp_path / small.data.name)
@@ -96,21 +96,13 @@ def test_a_moved_folder_keeps_its_fingerprint_and_its_features(never_runs, small
 
 
 def test_another_seed_gives_another_split(known, three_classes: Path, tmp_path):
-    known.setattr("beholder.train.heads.grid", lambda *_: [_logistic()])
     options = SMALL | {"sections": ("accuracy",)}
     runs = [study(three_classes, out=tmp_path / str(s), seed=s, **options) for s in (0, 1)]
     first, second = (run.predictions["fold"].to_list() for run in runs)
     assert first != second
 
 
-def _logistic():
-    from beholder.train.heads import Candidate
-
-    return Candidate("logistic", 1e-3)
-
-
 def test_three_splits_are_averaged(known, three_classes: Path, tmp_path):
-    known.setattr("beholder.train.heads.grid", lambda *_: [_logistic()])
     report = study(three_classes, out=tmp_path / "run", **SMALL | {"splits": 3})
     repeats = pl.read_parquet(tmp_path / "run" / "records" / "splits.parquet")
     assert repeats["seed"].n_unique() == 3
@@ -130,7 +122,7 @@ def test_the_same_command_goes_on_and_another_is_refused_by_name(known, small: S
     assert "--overwrite" in error.value.hint
     assert (out / "results.json").read_bytes() == before
     study(small.data, out=out, risk=0.1, overwrite=True, **SMALL)
-    assert 'risk = 0.1' in (out / "run.toml").read_text()
+    assert "risk = 0.1" in (out / "run.toml").read_text()
 
 
 def test_other_data_in_the_same_directory_is_refused(known, small: Studied, tmp_path):
@@ -203,7 +195,13 @@ def test_nothing_is_written_outside_of_run_and_cache(fresh, tmp_path):
     assert sorted(data.rglob("*")) == before
     assert list(home.rglob("*")) == []
     assert list(temporary.rglob("*")) == []
-    assert {path.name for path in tmp_path.iterdir()} == {"data", "home", "temporary", "cwd", "cache"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "data",
+        "home",
+        "temporary",
+        "cwd",
+        "cache",
+    }
     assert {path.name for path in (tmp_path / "cwd").iterdir()} == {"run", "run2", "latest"}
 
 
@@ -286,17 +284,21 @@ def test_progress_is_told_by_stage_and_ends_whole(known, small: Studied, tmp_pat
     assert capfd.readouterr() == ("", "")
 
 
+def numpy_state() -> list[int]:
+    return np.random.get_state()[1].tolist()  # noqa: NPY002
+
+
 def test_a_study_leaves_the_random_states_as_they_were(known, small: Studied, tmp_path):
     import torch
 
-    np.random.seed(7)
+    np.random.seed(7)  # noqa: NPY002
     torch.manual_seed(7)
     random.seed(7)
-    before = np.random.get_state()[1].tolist(), torch.get_rng_state(), random.getstate()
+    before = numpy_state(), torch.get_rng_state(), random.getstate()
     threads, flag = torch.get_num_threads(), torch.is_grad_enabled()
     known.setenv("BEHOLDER_CACHE", str(tmp_path / "cache"))
     study(small.data, out=tmp_path / "run", **SMALL)
-    assert np.random.get_state()[1].tolist() == before[0]
+    assert numpy_state() == before[0]
     assert torch.equal(torch.get_rng_state(), before[1])
     assert random.getstate() == before[2]
     assert (torch.get_num_threads(), torch.is_grad_enabled()) == (threads, flag)
@@ -319,15 +321,20 @@ def test_an_image_deleted_after_the_scan_is_counted_as_missing(fresh, tmp_path):
     assert skipped.select("path", "reason").rows() == [("one/one_003.png", "missing_file")]
 
 
-def test_an_image_deleted_before_the_engine_is_chosen_ends_in_no_traceback(fresh, tmp_path):
-    data = folders(tmp_path / "data", ["one", "two"], 16)
+@pytest.mark.parametrize("when", ["copies", "heads", "cost", "sections"])
+def test_an_image_deleted_at_any_time_ends_in_no_traceback(fresh, tmp_path, when: str):
+    data = folders(tmp_path / "data", ["one", "two"], 8)
+    fresh.setattr("beholder.study.COST_SECONDS", 0.2)
+    fresh.setattr("beholder.evaluate.costs.peak_memory", lambda setup, work: 30.0)
 
     def deletes(stage: str, done: int, total: int, left: float | None) -> None:
-        if stage == "copies":
+        if stage == when:
             (data / "one" / "one_000.png").unlink(missing_ok=True)
 
-    report = study(data, out=tmp_path / "run", on_progress=deletes, **SMALL)
-    assert report.data.skipped == {"missing_file": 1}
+    options = SMALL | {"without": () if when == "cost" else ("cost",), "budget": 0.1}
+    report = study(data, out=tmp_path / "run", on_progress=deletes, **options)
+    assert report.data.read + report.data.skipped.get("missing_file", 0) == 16
+    assert "failed" not in {section.status for section in report.sections}
 
 
 def test_images_opened_in_python_are_studied(known, small: Studied, tmp_path):
@@ -352,9 +359,3 @@ def test_cost_says_what_engine_was_measured(whole: Studied):
     assert "end to end" in engines
     assert whole.report.headline.latency_ms.estimate > 0
     assert whole.report.headline.latency_ms.unit == "ms"
-
-
-def test_the_module_level_fixture_cache_is_not_shared(fresh, tmp_path):
-    with alone(tmp_path / "other"):
-        assert os.environ["BEHOLDER_CACHE"] == str(tmp_path / "other")
-    assert os.environ["BEHOLDER_CACHE"] == str(tmp_path / "cache")

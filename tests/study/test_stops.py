@@ -29,7 +29,7 @@ def words(small: Studied) -> list[str | Path]:
     return ["study", small.data, *WORDS, "--out", small.run.name]
 
 
-@pytest.mark.parametrize("write", [1, 3, 5, 9, 16])
+@pytest.mark.parametrize("write", [1, 5, 16])
 def test_killed_at_any_write_the_same_command_gives_the_same_figures(
     small: Studied, words: list, tmp_path: Path, write: int
 ):
@@ -76,7 +76,7 @@ def test_ctrl_c_in_the_scan_ends_with_130_and_no_traceback(fresh, tmp_path: Path
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("stage", ["copies", "engines", "heads", "sections"])
+@pytest.mark.parametrize("stage", ["copies", "heads"])
 def test_stopped_in_any_stage_there_is_a_report(known, small: Studied, tmp_path: Path, stage: str):
     def stops(name: str, done: int, total: int, left: float | None) -> None:
         if name == stage:
@@ -91,7 +91,7 @@ def test_stopped_in_any_stage_there_is_a_report(known, small: Studied, tmp_path:
     assert torn(run) == []
 
 
-@pytest.mark.parametrize("write", [1, 2, 4, 6, 9, 12, 20, 26])
+@pytest.mark.parametrize("write", [1, 4, 9, 20])
 def test_a_full_disk_exits_4_and_leaves_nothing_half_written(
     small: Studied, words: list, tmp_path: Path, write: int, capsys
 ):
@@ -148,9 +148,7 @@ def test_two_processes_on_one_directory_give_one_whole_run(
     assert torn(run, cache) == []
 
 
-def test_two_processes_on_the_same_data_share_one_pass(
-    small: Studied, words: list, tmp_path: Path
-):
+def test_two_processes_on_the_same_data_share_one_pass(small: Studied, words: list, tmp_path: Path):
     cache = tmp_path / "cache"
     places = [tmp_path / "a", tmp_path / "b"]
     both = [Apart(words, place, cache, pause=0.05) for place in places]
@@ -162,19 +160,17 @@ def test_two_processes_on_the_same_data_share_one_pass(
 
 
 def test_a_torn_shard_is_computed_again(small: Studied, tmp_path: Path):
-    import shutil
-
-    cache = Path(shutil.copytree(small.cache, tmp_path / "cache"))
-    shards = sorted((cache / "features").rglob("*.float16"))
-    whole = shards[0].read_bytes()
-    shards[0].write_bytes(whole[:-100])
-    damaged = bytearray(shards[1].read_bytes())
-    damaged[10] ^= 255
-    shards[1].write_bytes(damaged)
-    with alone(cache):
-        report = study(small.data, out=tmp_path / small.run.name, **SMALL)
+    run = tmp_path / small.run.name
+    with alone(tmp_path / "cache"):
+        study(small.data, out=run, **SMALL)
+        shards = sorted((tmp_path / "cache" / "features").rglob("*.float16"))
+        whole = [shard.read_bytes() for shard in shards]
+        assert len(whole) == 2
+        shards[0].write_bytes(whole[0][:-100])
+        shards[1].write_bytes(whole[1][:10] + bytes([whole[1][10] ^ 255]) + whole[1][11:])
+        report = study(small.data, out=run, **SMALL)
     assert same_figures(report.to_dict(), small.report.to_dict())
-    assert shards[0].read_bytes() == whole
+    assert [shard.read_bytes() for shard in shards] == whole
 
 
 def test_a_damaged_record_of_scanned_images_is_told_and_read_again(small: Studied, tmp_path: Path):

@@ -52,7 +52,9 @@ def test_results_are_valid_and_those_of_the_report(whole: Studied):
 
 def test_accuracy_is_the_share_of_right_predictions(whole: Studied, small: Studied):
     for studied, judged in ((whole, 42), (small, 32)):
-        rows = pl.read_parquet(studied.run / "predictions.parquet").filter(pl.col("split") == "test")
+        rows = pl.read_parquet(studied.run / "predictions.parquet").filter(
+            pl.col("split") == "test"
+        )
         right = (rows["predicted"] == rows["label"]).sum()
         value = studied.report.accuracy.values["accuracy"]
         assert value.n == len(rows) == judged

@@ -1,4 +1,4 @@
-"""Small worlds for whole studies: digits as files, the smallest encoder, studies in other processes.
+"""Small worlds for whole studies: digits as files, the smallest encoder, processes of their own.
 
 Children are forked by a server that has imported everything once, so a killed study costs the time
 of the study and not that of importing torch.
@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
+from beholder.train.heads import Candidate
 
 MODEL = "untrained:test_resnet"
 SMALL: dict[str, Any] = {"model": MODEL, "splits": 1, "quiet": True, "without": ("cost",)}
@@ -62,15 +64,25 @@ def folders(
 
 @contextmanager
 def alone(cache: Path) -> Iterator[pytest.MonkeyPatch]:
-    """A cache of its own and no OpenVINO, whose conversion costs more than a whole small study."""
+    """A cache of its own, and `quicker` studies."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BEHOLDER_CACHE", str(cache))
-        without_openvino(patch)
+        quicker(patch)
         yield patch
 
 
-def without_openvino(patch: pytest.MonkeyPatch) -> None:
-    """As if OpenVINO were not installed."""
+def few_candidates(images: int, smallest_class: int) -> list[Candidate]:
+    """The grid of heads without its neighbours."""
+    if smallest_class < 5:
+        return [Candidate("nearest_mean")]
+    return [Candidate("logistic", 1e-3), Candidate("kernel", 3.0)]
+
+
+def quicker(patch: pytest.MonkeyPatch) -> None:
+    """Few candidates, few copies to learn from, and no OpenVINO, whose conversion costs more than a
+    whole small study."""
+    patch.setattr("beholder.train.heads.grid", few_candidates)
+    patch.setattr("beholder.data.curate.duplicates.SELF_MADE", 8)
     find = importlib.util.find_spec
     patch.setattr(
         importlib.util,
@@ -92,7 +104,7 @@ def python(code: str, **environment: str) -> str:
 
 
 def figures(results: dict[str, Any]) -> dict[str, Any]:
-    """`results.json` without what may differ between two runs: times, costs, the command's words."""
+    """`results.json` without what may differ between two runs: times, costs, the command."""
     kept = {k: v for k, v in results.items() if k not in ("created", "timing", "command")}
     kept["verdict"] = kept["verdict"] | {
         "next": [advice | {"command": ""} for advice in kept["verdict"]["next"]]
@@ -227,11 +239,13 @@ def _command(
         os.dup2(target, descriptor)
     os.chdir(where)
     os.environ |= {"BEHOLDER_CACHE": str(cache), "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
-    without_openvino(pytest.MonkeyPatch())
+    quicker(pytest.MonkeyPatch())
     if pause:
         slow_engine(pytest.MonkeyPatch(), pause)
     if killed_at_write:
-        at_write(pytest.MonkeyPatch(), killed_at_write, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        at_write(
+            pytest.MonkeyPatch(), killed_at_write, lambda: os.kill(os.getpid(), signal.SIGKILL)
+        )
     sys.argv = ["beholder", *words]
     from beholder.cli import main
 

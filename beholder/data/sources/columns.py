@@ -190,11 +190,13 @@ def read_numbers(series: pl.Series, column: str, rows: Sequence[int]) -> list[fl
 
 
 def read_weights(series: pl.Series, column: str, rows: Sequence[int]) -> list[float | None]:
-    """Weights >= 0; an empty cell counts 1. Raises `DataError` that names the row."""
+    """Weights >= 0; an empty cell counts 1. Raises `DataError`: one is negative, or all are 0."""
     numbers = read_numbers(series, column, rows)
     for row, number in zip(rows, numbers, strict=True):
         if number is not None and number < 0:
             raise DataError(f"Row {row}: the weight {number:g} is negative.", "Weights are >= 0.")
+    if numbers and not any(number is None or number > 0 for number in numbers):
+        raise DataError(f"Every {column} is 0, so no image counts.", "Some must be above 0.")
     return [1.0 if number is None else number for number in numbers]
 
 

@@ -99,6 +99,11 @@ def with_names(evidence: Evidence) -> pl.DataFrame:
     return frame.with_columns(pl.Series("class", label, dtype=pl.String))
 
 
+def own_classes(evidence: Evidence) -> list[str]:
+    """The classes of the data; a given model's other classes may stand behind them in `classes`."""
+    return [item["name"] for item in evidence.data.get("classes", ())] or list(evidence.classes)
+
+
 def group_columns(evidence: Evidence) -> list[str]:
     """The given group columns, in order."""
     return [name for name in evidence.frame.columns if name.startswith("group_")]
@@ -204,7 +209,7 @@ def summarise(evidence: Evidence, options: Options) -> Section:
     """Counts, sizes, skipped files, imbalance, label uncertainty, label x group association."""
     frame, named = evidence.frame, with_names(evidence)
     labelled = evidence.kind != "unlabelled"
-    per_class = dict.fromkeys(evidence.classes, 0) if labelled else {}
+    per_class = dict.fromkeys(own_classes(evidence), 0) if labelled else {}
     per_class |= {
         name: n for name, n in named.group_by("class").len().iter_rows() if name in per_class
     }

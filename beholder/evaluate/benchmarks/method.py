@@ -112,7 +112,8 @@ def summarise(evidence: Evidence, options: Options) -> Section:
         "data": {k: v for k, v in evidence.data.items() if k not in ("classes", "groups")},
         "split": split,
         "model": evidence.model,
-        "environment": evidence.environment,
+        # the load differs from run to run; cost and environment.json tell it
+        "environment": {k: v for k, v in evidence.environment.items() if k != "load_at_start"},
     }
     tables = {
         "facts": Table(frame=facts_table(facts)),
