@@ -173,10 +173,8 @@ def study(
     report = run(values.pop("data"), values.pop("model", None), quiet=quiet or as_json, **values)
     if as_json:
         sys.stdout.write(json.dumps(report.to_dict(), ensure_ascii=False, sort_keys=True) + "\n")
-    elif quiet:
-        typer.echo(f"{report.severity.upper()}  {report.verdict.sentence}")
     else:
-        render(report, Console())
+        render(report, Console(), quiet=quiet)
     if open_report:
         report.open()
     order = ("none", "good", "look", "act")

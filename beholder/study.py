@@ -492,7 +492,7 @@ class _Study:
                     lambda: choose_engine(model, self.images, self.device)[0],
                     self.images,
                     hashes,
-                    trained_on=training_hashes(Path(options.model or "")),
+                    trained_on=training_hashes(Path(options.model)) if options.model else set(),
                     exact=self.facts["exact_hash"].to_list(),
                     workers=self.workers,
                     directory=place,
@@ -546,7 +546,7 @@ class _Study:
             self.cost = measure(
                 vision.to("cpu"),
                 prepared,
-                lambda: vision.prepare(readable(self.images, rows)[0]),
+                lambda: vision.prepare(next(readable(self.images, rows))),
                 seconds=seconds,
                 work=work,
                 run=path if made else None,

@@ -168,4 +168,6 @@ def only_writer(path: Path) -> Iterator[None]:
     with storage_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path / ".lock"):
+        for torn in path.rglob(".*.tmp"):  # left by a killed process
+            torn.unlink(missing_ok=True)
         yield

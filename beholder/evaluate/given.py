@@ -11,8 +11,8 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from beholder.core.engines import Engine
 from beholder.core.decode import Unreadable
+from beholder.core.engines import Engine
 from beholder.core.errors import DataError, ModelError
 from beholder.core.features import View, extract
 from beholder.core.images import Images
@@ -45,17 +45,18 @@ class AsGiven:
             yield torch.cat([part.float().cpu() for part in parts], 1).numpy()
 
 
-def readable(images: Images, rows: Iterable[int]) -> list[np.ndarray]:
+def readable(images: Images, rows: Iterable[int]) -> Iterator[np.ndarray]:
     """RGB of those of the rows that are still there. Raises `DataError` if none is."""
-    found = []
+    found = False
     for row in rows:
         try:
-            found.append(images.read(int(row)))
+            image = images.read(int(row))
         except Unreadable:
             continue
+        found = True
+        yield image
     if not found:
         raise DataError("The images cannot be read any more.")
-    return found
 
 
 def asked(model: GivenModel, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -63,7 +64,14 @@ def asked(model: GivenModel, images: Tensor) -> tuple[Tensor, Tensor | None]:
     try:
         with torch.inference_mode():
             return model.answer(images.to(model._mean.device))
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"{model.name} broke on images of the shape {list(images.shape)}: {reason[:200]}"

@@ -65,8 +65,8 @@ def plan_pass(seconds: float, price: float, images: int, side: int, fixed: bool)
     affordable = int(seconds / cost)
     if affordable < floor:
         raise BudgetError(
-            f"The features of {floor:,} images need {floor * cost / 60:.1f} minutes, "
-            f"{seconds / 60:.1f} are there.",
+            f"The features of {floor:,} images need {floor * cost:,.0f} s, "
+            f"{max(seconds, 0):,.0f} s are there.",
             "Run again with a larger --budget, or --budget 0 for no limit.",
         )
     return Pass(last.views, last.side, affordable)

@@ -42,7 +42,7 @@ GOOD = Facts(
         ({"p_chance": 0.05}, "good", "(84.0 to 88.0)."),
         ({"p_chance": 0.051}, "act", ": no better than always answering good."),
         ({"target": 0.84}, "good", "the target of 84 % is reached"),
-        ({"target": 0.85}, "look", "cannot tell at this n; about 4,626 images would"),
+        ({"target": 0.85}, "look", "cannot be told at this n; about 4,626 images would"),
         ({"target": 0.88}, "look", "cannot tell"),
         ({"target": 0.881}, "act", "the target of 88.1 % is not reached"),
         ({"target": 0.84, "skill_low": 0.1}, "good", "is reached"),

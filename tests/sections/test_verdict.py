@@ -101,7 +101,11 @@ def test_a_full_stop_in_a_number_does_not_end_a_sentence():
 @pytest.mark.parametrize(
     ("evidence", "severity", "said"),
     [
-        (planted.perfect(), "good", "On 656 unseen images in each of 3 splits the model is right 100.0 %"),
+        (
+            planted.perfect(),
+            "good",
+            "On 656 unseen images in each of 3 splits the model is right 100.0 %",
+        ),
         (planted.constant(), "act", "no better than always answering class 0"),
         (planted.random_labels(), "act", "no better than"),
         (planted.group(0.25), "act", "On site bad the model is right"),

@@ -278,7 +278,7 @@ def test_progress_is_told_by_stage_and_ends_whole(known, small: Studied, tmp_pat
     stages = list(dict.fromkeys(stage for stage, _, _ in calls))
     assert stages[0] == "read"
     assert stages[-1] == "report"
-    assert "features" in stages
+    assert "heads" in stages
     last = {stage: (done, total) for stage, done, total in calls}
     assert all(done == total for done, total in last.values()), last
     assert capfd.readouterr() == ("", "")

@@ -104,7 +104,7 @@ def python(code: str, **environment: str) -> str:
 
 
 def figures(results: dict[str, Any]) -> dict[str, Any]:
-    """`results.json` without what may differ between two runs: times, costs, the command."""
+    """`results.json` without what may differ between two runs: times, costs, command, commit."""
     kept = {k: v for k, v in results.items() if k not in ("created", "timing", "command")}
     kept["verdict"] = kept["verdict"] | {
         "next": [advice | {"command": ""} for advice in kept["verdict"]["next"]]
@@ -112,11 +112,18 @@ def figures(results: dict[str, Any]) -> dict[str, Any]:
     kept["budget"] = {key: value for key, value in kept["budget"].items() if key != "used_s"}
     kept["headline"] = {k: v for k, v in kept["headline"].items() if k != "latency_ms"}
     kept["sections"] = [
-        section | {"budget": {k: v for k, v in section["budget"].items() if k != "seconds"}}
+        section
+        | {"budget": {k: v for k, v in section["budget"].items() if k != "seconds"}}
+        | {"tables": {name: _lasting(table) for name, table in section["tables"].items()}}
         for section in kept["sections"]
         if section["id"] != "cost"
     ]
     return kept
+
+
+def _lasting(table: dict[str, Any]) -> dict[str, Any]:
+    """A table without the revision of the code, which a commit between two runs changes."""
+    return table | {"rows": [row for row in table["rows"] if row[:2] != ["environment", "git"]]}
 
 
 def differences(one: Any, other: Any, at: str = "") -> list[str]:

@@ -129,7 +129,7 @@ def _against_target(facts: Facts) -> tuple[Severity, str]:
     needed = images_needed(a.estimate, target)
     return (
         "look",
-        f"; whether {wanted} is reached cannot tell at this n; about {needed:,} images would",
+        f"; whether {wanted} is reached cannot be told at this n; about {needed:,} images would",
     )
 
 
