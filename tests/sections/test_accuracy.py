@@ -43,7 +43,7 @@ GOOD = Facts(
         ({"p_chance": 0.051}, "act", ": no better than always answering good."),
         ({"target": 0.84}, "good", "the target of 84 % is reached"),
         ({"target": 0.85}, "look", "cannot be told at this n; about 4,626 images would"),
-        ({"target": 0.88}, "look", "cannot tell"),
+        ({"target": 0.88}, "look", "cannot be told"),
         ({"target": 0.881}, "act", "the target of 88.1 % is not reached"),
         ({"target": 0.84, "skill_low": 0.1}, "good", "is reached"),
         ({"thumbnail": (0.84, 0.84)}, "look", "Colour and layout alone do as well (84.0 %)."),
