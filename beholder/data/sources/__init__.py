@@ -69,6 +69,8 @@ def open_images(
         *(bins, max_pixels),
     )
     text = str(data)
+    if not text.strip():
+        raise DataError("DATA is empty.", "Name a folder, for example . for this one.")
     if format is not None and format not in FORMATS:
         raise ArgumentError(f"--format {format} is not known.", f"Known are {', '.join(FORMATS)}.")
     path = Path(text).expanduser()
