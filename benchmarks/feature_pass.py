@@ -94,7 +94,7 @@ def in_memory(vision: VisionModel, images: Images, size: int) -> list[np.ndarray
 
 
 def measure(quick: bool = False) -> Measured:
-    images = solar(48 if quick else 400)
+    images = solar(48 if quick else 160)
     places = [images.store.stat(key) for key in images.table["key"]]
     files = [Path(place[0]) for place in places if place]
     hashes = [digest(file.read_bytes()) for file in files]

@@ -24,8 +24,18 @@ from beholder.evaluate.benchmarks.base import SECTIONS
 OPTIONS = Options.parse(data="planted")
 JUDGING = (groups, confusion, mistakes, calibration)
 SURE = Value(estimate=0.86, low=0.84, high=0.88, n=656, method="wilson")
+
+
+def skill(low: float | None, estimate: float | None = None) -> Value:
+    return Value(estimate=low if estimate is None else estimate, low=low, high=1.0, n=656)
+
+
 GOOD = Facts(
-    n=656, accuracy=SURE, unseen=True, skill_low=0.8, p_chance=1e-9, majority="good", ceiling=None
+    *(656, SURE, True),
+    skill=skill(0.8),
+    p_chance=1e-9,
+    majority="good",
+    ceiling=None,
 )
 
 
@@ -35,20 +45,21 @@ GOOD = Facts(
         ({}, "good", "On 656 unseen images the model is right 86.0 % of the time (84.0 to 88.0)."),
         ({"unseen": False}, "good", "On 656 images the model is right"),
         ({"ceiling": 0.9491}, "good", "a perfect one would agree with these labels on 94.9 %"),
-        ({"skill_low": 0.799}, "look", "right 86.0 % of the time (84.0 to 88.0)."),
-        ({"skill_low": 0.5}, "look", "(84.0 to 88.0)."),
-        ({"skill_low": 0.499}, "act", "little better than guessing"),
-        ({"skill_low": None}, "look", "(84.0 to 88.0)."),
+        ({"skill": skill(0.799)}, "look", "right 86.0 % of the time (84.0 to 88.0)."),
+        ({"skill": skill(0.5)}, "look", "(84.0 to 88.0)."),
+        ({"skill": skill(0.499)}, "act", "little better than guessing"),
+        ({"skill": skill(0.1, 0.6)}, "act", "cannot rule out little more than guessing."),
+        ({"skill": skill(None)}, "look", "(84.0 to 88.0)."),
         ({"p_chance": 0.05}, "good", "(84.0 to 88.0)."),
         ({"p_chance": 0.051}, "act", ": no better than always answering good."),
         ({"target": 0.84}, "good", "the target of 84 % is reached"),
         ({"target": 0.85}, "look", "cannot be told at this n; about 4,626 images would"),
         ({"target": 0.88}, "look", "cannot be told"),
         ({"target": 0.881}, "act", "the target of 88.1 % is not reached"),
-        ({"target": 0.84, "skill_low": 0.1}, "good", "is reached"),
+        ({"target": 0.84, "skill": skill(0.1)}, "good", "is reached"),
         ({"thumbnail": (0.84, 0.84)}, "look", "Colour and layout alone do as well (84.0 %)."),
         ({"thumbnail": (0.839, 0.84)}, "good", "(84.0 to 88.0)."),
-        ({"thumbnail": (0.85, 0.84), "skill_low": 0.1}, "act", "Colour and layout"),
+        ({"thumbnail": (0.85, 0.84), "skill": skill(0.1)}, "act", "Colour and layout"),
         ({"more_images": True}, "good", " More images would help."),
         ({"wrong_order": "a are called b"}, "act", "The class order is probably wrong: most"),
     ],

@@ -53,7 +53,7 @@ class Facts:
         n: judged images.
         accuracy: as reported (over seeds where there are several).
         unseen: whether it is known that the model never saw them.
-        skill_low: lower bound of (balanced accuracy - 1/C) / (1 - 1/C); None = too few units.
+        skill: (balanced accuracy - 1/C) / (1 - 1/C); its lower bound is None for too few units.
         p_chance: one-sided binomial p against always answering `majority`.
         majority: the commonest class of the judged images.
         ceiling: accuracy of a perfect model on these labels, or None where they are certain.
@@ -68,7 +68,7 @@ class Facts:
     n: int
     accuracy: Value
     unseen: bool
-    skill_low: float | None
+    skill: Value
     p_chance: float
     majority: str
     ceiling: float | None = None
@@ -134,11 +134,13 @@ def _against_target(facts: Facts) -> tuple[Severity, str]:
 
 
 def _against_chance(facts: Facts) -> tuple[Severity, str]:
-    low = facts.skill_low
+    skill, low = facts.skill.estimate, facts.skill.low
     if low is None:
         return "look", ""
     if low >= 0.5:
         return ("good" if low >= 0.8 else "look"), ""
+    if skill is not None and skill >= 0.5:
+        return "act", "; so few images cannot rule out little more than guessing"
     return "act", "; little better than guessing"
 
 
@@ -276,7 +278,7 @@ def judge(evidence: Evidence, options: Options, values: dict[str, Value]) -> Fac
         n=n,
         accuracy=values["accuracy"],
         unseen=evidence.model.get("origin") != "given",
-        skill_low=values["kappa_chance"].low,
+        skill=values["kappa_chance"],
         p_chance=float(binomial_greater(hits, n, counts.max() / n)),
         majority=evidence.classes[int(counts.argmax())],
         ceiling=None if values["ceiling"].estimate == 1 else values["ceiling"].estimate,

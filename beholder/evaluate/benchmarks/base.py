@@ -141,7 +141,8 @@ def judged_or_why(evidence: Evidence) -> str | None:
     if evidence.kind == "multilabel":
         return "Several labels per image: accuracy of one answer does not apply."
     if not len(evidence.judged):
-        return "No image could be judged: every class has too few images to hold some back."
+        few = "too few images, or sources, to hold some back"
+        return f"No image could be judged: every class has {few}."
     return None
 
 

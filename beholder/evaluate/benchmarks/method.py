@@ -107,6 +107,8 @@ def finding(judged: int, images: int, kind: str | None, seeds: int) -> str:
 def summarise(evidence: Evidence, options: Options) -> Section:
     """Splits, seeds, units, model, versions, assumptions, definitions, command."""
     judged, split = len(evidence.judged), evidence.split
+    whole = split.get("test") == len(evidence.frame)
+    kind = None if whole and split.get("kind") == "given" else split.get("kind")
     seeds = 0 if evidence.repeats is None else evidence.repeats["seed"].n_unique()
     facts = {
         "data": {k: v for k, v in evidence.data.items() if k not in ("classes", "groups")},
@@ -124,7 +126,7 @@ def summarise(evidence: Evidence, options: Options) -> Section:
     return Section(
         id="method",
         title="Method",
-        finding=finding(judged, len(evidence.frame), split.get("kind"), seeds),
+        finding=finding(judged, len(evidence.frame), kind, seeds),
         n=judged,
         unit=unit_of(evidence),
         tables={name: table for name, table in tables.items() if len(table.frame)},
