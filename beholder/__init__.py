@@ -33,7 +33,8 @@ __all__ = ["BeholderError", "Images", "Report", "VisionModel", "load", "open_ima
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'beholder' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"beholder.{_HOMES[name]}"), name)
+    found = importlib.import_module(f"beholder.{_HOMES[name]}")
+    return found if _HOMES[name] == name else getattr(found, name)
 
 
 def __dir__() -> list[str]:

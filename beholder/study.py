@@ -43,6 +43,7 @@ from beholder.core.run import RunDirectory, only_writer, portable, run_key
 from beholder.core.scan import scan, thumbnails
 from beholder.core.sections import Section, Value
 from beholder.core.split import Split, split, units
+from beholder.core.verbs import callable_as
 from beholder.data.curate.duplicates import find_copies
 from beholder.data.sources import open_images
 from beholder.evaluate.benchmarks import SECTIONS
@@ -83,7 +84,7 @@ from beholder.models.classifier_heads import LinearHead
 from beholder.models.encoder import architecture_of
 from beholder.models.given import open_model
 from beholder.models.given_model import GivenModel
-from beholder.models.run import attach_portable, load, save_model
+from beholder.models.run import attach_portable, is_run, load, save_model
 from beholder.train.answers import Answers, Labelled, answer
 from beholder.train.heads import decide, probability
 from beholder.train.made import (
@@ -96,6 +97,8 @@ from beholder.train.made import (
     resized,
     subset,
 )
+
+callable_as(__name__, "beholder.study:study")
 
 ANSWERED = ("accuracy", "groups", "confusion", "mistakes", "calibration", "cost")
 """Sections that need a model's answers."""
@@ -323,7 +326,9 @@ class _Study:
         text = options.model or ""
         if text and (Path(text) / "head.json").is_file():
             return load(text)
-        if text and not options.judge and names_encoder(text):
+        if text and is_run(Path(text)):
+            model = f"local-dir:{text}"  # trained whole: its own classifier answers
+        elif text and not options.judge and names_encoder(text):
             architecture_of(text)
             return None
         return open_model(

@@ -202,9 +202,17 @@ class VisionModel(nn.Module):
         return OrderedDict((str(i), stage) for i, stage in enumerate(maps))
 
     def logits(self, images: Tensor) -> Tensor:
-        """Calibrated logits of the model as deployed, mirror and all: [B, C]."""
+        """Logits of the model as deployed (head and mirror, or the backbone's own classifier):
+        [B, C].
+
+        Raises:
+            ModelError: it has neither.
+        """
         if self.head is None:
-            raise ModelError(f"{self.name} has no head.", "Train one: beholder study DATA.")
+            if not self.classes:
+                raise ModelError(f"{self.name} has no head.", "Train one: beholder study DATA.")
+            final = self.backbone.forward_features(self.normalise(images))
+            return self.backbone.forward_head(final)
         views = [images, images.flip(-1)] if self.mirror else [images]
         decisions = torch.stack([self.head(self.descriptor(view)) for view in views]).mean(0)
         return self.head.logits(decisions)

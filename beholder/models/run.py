@@ -69,15 +69,16 @@ def save_model(model: VisionModel, facts: dict[str, object], directory: Path) ->
     `head.json`.
 
     Args:
-        model: with a head of `classifier_heads`.
+        model: with a head of `classifier_heads`, or none but the backbone's own classifier (no
+            `head.*` is written then).
         facts: what else `head.json` shall say (candidate, scores).
 
     Raises:
-        ModelError: the model has no such head.
+        ModelError: its head is of another kind.
         StorageError: disk full or read-only.
     """
     backbone, head = model.backbone, model.head
-    if not isinstance(head, Head):
+    if head is not None and not isinstance(head, Head):
         raise ModelError(f"{model.name} has no head that can be saved.")
     outputs = _classes(backbone)
     config = {
@@ -104,17 +105,27 @@ def save_model(model: VisionModel, facts: dict[str, object], directory: Path) ->
             "pretrained_cfg": config,
         },
     )
-    save_head(head, facts | {"mirror": model.mirror, "name": model.name}, directory)
+    if head is not None:
+        save_head(head, facts | {"mirror": model.mirror, "name": model.name}, directory)
+
+
+def is_run(path: Path) -> bool:
+    """Whether `load` reads this directory: a study's, or that of a training."""
+    return (path / "config.json").is_file() and any(
+        (path / name).is_file() for name in ("head.json", "run.toml")
+    )
 
 
 def load(directory: Path | str) -> VisionModel:
-    """The model of a run directory, with its full head.
+    """The model of a run directory, with its full head (a trained one: its own classifier).
 
     Raises:
         ModelError: no such run, or files of it are missing or damaged.
     """
     directory = Path(directory)
-    head, facts = load_head(directory)
+    head, facts = None, {"mirror": False, "name": directory.name}
+    if (directory / "head.json").exists() or not (directory / "config.json").exists():
+        head, facts = load_head(directory)
     try:
         config = json.loads((directory / "config.json").read_text())
         settings = config["pretrained_cfg"]

@@ -1,10 +1,8 @@
-"""The command line: each command calls one function and prints what it returned."""
+"""`study` and `report`."""
 
 from __future__ import annotations
 
 import json
-import re
-import signal
 import sys
 import tomllib
 from pathlib import Path
@@ -12,30 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from beholder.core.errors import ArgumentError, BeholderError
+from beholder.core.errors import ArgumentError
 
-app = typer.Typer(
-    name="beholder",
-    help="How good is my image model really, where and why does it fail, how do I mend it?",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-cache_app = typer.Typer(help="What is kept between runs.", no_args_is_help=True)
-app.add_typer(cache_app, name="cache")
+from .app import DATA, JUDGE, MODEL, OUTPUT, WORK, app, listed, option
 
-DATA = "What data"
-MODEL = "What model"
-JUDGE = "How to judge"
-WORK = "How to work"
-OUTPUT = "What comes out"
-
-ANY_ERROR, BROKEN_PIPE, INTERRUPTED, FAILED_ON = 1, 141, 130, 6
-
-
-def option(panel: str, help: str, *names: str) -> Any:
-    """An option that stands in a panel of the help."""
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False)
+FAILED_ON = 6
 
 
 @app.command()
@@ -141,7 +120,7 @@ def study(
         "label_column": label_column,
         "source_column": source_column,
         "split_column": split_column,
-        "classes": _listed(classes),
+        "classes": listed(classes),
         "root": root,
         "bins": bins,
         "max_pixels": max_pixels,
@@ -150,8 +129,8 @@ def study(
         "latency_ms": latency_ms,
         "splits": splits,
         "seed": seed,
-        "sections": _listed(sections),
-        "without": _listed(without),
+        "sections": listed(sections),
+        "without": listed(without),
         "budget": budget,
         "workers": workers,
         "cache": False if no_cache else None,
@@ -198,56 +177,6 @@ def report(
     render(found, Console())
 
 
-@app.command()
-def doctor() -> None:
-    """Versions, devices, and what is missing for which extra."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from beholder.core.environment import doctor as examine
-
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for row in examine():
-        table.add_row(*map(Text, row))
-    Console().print(table)
-
-
-@cache_app.command("size")
-def cache_size() -> None:
-    """How much is kept, and where."""
-    from beholder.core.cache import size
-    from beholder.core.files import cache_dir
-
-    typer.echo(f"{size() / 2**20:,.0f} MiB in {cache_dir()}")
-
-
-@cache_app.command("prune")
-def cache_prune(
-    older: Annotated[str, typer.Option(help="Unused for so long: 12h, 30d.")] = "30d",
-) -> None:
-    """Drop what was not used for long, and what is above 20 GiB."""
-    from beholder.core.cache import prune
-
-    match = re.fullmatch(r"(\d+)([hd])", older)
-    if not match:
-        raise ArgumentError(f"--older = {older!r} is no span of time.", "For example 12h or 30d.")
-    seconds = int(match[1]) * (3600 if match[2] == "h" else 86400)
-    typer.echo(f"{prune(seconds) / 2**20:,.0f} MiB freed")
-
-
-@cache_app.command("clear")
-def cache_clear() -> None:
-    """Drop everything."""
-    from beholder.core.cache import clear
-
-    typer.echo(f"{clear() / 2**20:,.0f} MiB freed")
-
-
-def _listed(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(part.strip() for part in text.split(","))
-
-
 def _configured(path: Path | None) -> dict[str, Any]:
     """The options of a `run.toml`."""
     if path is None:
@@ -256,65 +185,3 @@ def _configured(path: Path | None) -> dict[str, Any]:
         return tomllib.loads(path.read_text())
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise ArgumentError(f"--config {path}: {error}.") from error
-
-
-def main() -> None:
-    """Run; errors become one line on stderr and their exit code."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        code = app(standalone_mode=False)
-        if code == INTERRUPTED:
-            raise KeyboardInterrupt
-        sys.exit(code if isinstance(code, int) else 0)
-    except typer.Exit as finished:
-        sys.exit(finished.exit_code)
-    except typer.Abort:
-        sys.exit(INTERRUPTED)
-    except KeyboardInterrupt:
-        sys.stderr.write("Stopped. The same command goes on from here.\n")
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        sys.exit(BROKEN_PIPE)
-    except BeholderError as error:
-        sys.stderr.write(f"beholder: {error}\n")
-        sys.exit(error.exit_code)
-    except Exception as error:
-        code = _told_by_typer(error)
-        if code is None:
-            sys.exit(_crashed(error))
-        sys.exit(code)
-
-
-def _told_by_typer(error: Exception) -> int | None:
-    """A usage error of the command line, shown as such; None for anything else."""
-    show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
-    if show is None or code is None:
-        return None
-    show()
-    return int(code)
-
-
-def _crashed(error: Exception) -> int:
-    """One line on stderr, the traceback in the cache's log.txt, never lost."""
-    import traceback
-
-    from beholder.core.files import cache_dir
-
-    if isinstance(error, MemoryError):
-        sys.stderr.write("beholder: out of memory. Try fewer images or a smaller model.\n")
-        return 4
-    log = cache_dir() / "log.txt"
-    text = traceback.format_exc()
-    try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(text)
-        where = f"the traceback is in {log}"
-    except OSError:
-        sys.stderr.write(text)
-        where = "the traceback is above"
-    sys.stderr.write(f"beholder: {type(error).__name__}: {error} ({where})\n")
-    return ANY_ERROR
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,5 @@
+"""`python -m beholder.cli`."""
+
+from beholder.cli import main
+
+main()
