@@ -9,9 +9,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -24,13 +23,10 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from beholder.core.engines import Engine
 from beholder.core.environment import environment
-from beholder.core.errors import ArgumentError, DataError, SectionFailedError
-from beholder.core.features import Features, View, extract
+from beholder.core.errors import ArgumentError, SectionFailedError
 from beholder.core.files import (
     cache_dir,
-    digest,
     is_writable,
     write_atomic,
     write_bytes,
@@ -40,11 +36,11 @@ from beholder.core.images import Images
 from beholder.core.model import VisionModel
 from beholder.core.options import Options
 from beholder.core.run import RunDirectory, only_writer, portable, run_key
-from beholder.core.scan import scan, thumbnails
+from beholder.core.scan import thumbnails
 from beholder.core.sections import Section, Value
-from beholder.core.split import Split, split, units
+from beholder.core.split import Split
 from beholder.core.verbs import callable_as
-from beholder.data.curate.duplicates import find_copies
+from beholder.data.scanned import Scanned
 from beholder.data.sources import open_images
 from beholder.evaluate.benchmarks import SECTIONS
 from beholder.evaluate.benchmarks.base import Evidence
@@ -88,15 +84,12 @@ from beholder.models.run import attach_portable, is_run, load, save_model
 from beholder.train.answers import Answers, Labelled, answer
 from beholder.train.heads import decide, probability
 from beholder.train.made import (
-    VIEWS,
     choose_engine,
     make_encoder,
     names_encoder,
     pick_device,
-    plan_pass,
-    resized,
-    subset,
 )
+from beholder.train.passes import FeaturePass
 
 callable_as(__name__, "beholder.study:study")
 
@@ -167,7 +160,7 @@ class _Study:
             raise ArgumentError(f"There is no section {sorted(unknown)[0]!r}.", f"Known: {known}.")
         wanted = options.sections or tuple(SECTIONS)
         self.wanted = [id for id in SECTIONS if id in wanted and id not in options.without]
-        self.options, self.data, self.model, self.progress = options, data, model, progress
+        self.options, self.source, self.model, self.progress = options, data, model, progress
         self.cleanup = cleanup
         self.begun = time.monotonic()
         self.device = pick_device(options.device)
@@ -184,12 +177,12 @@ class _Study:
         self.cost: pl.DataFrame | None = None
 
     def run(self) -> Report:
-        images = self.data if isinstance(self.data, Images) else self._open()
-        self.opened = len(images) + len(images.skipped)
-        self._scan(images)
+        self.data = self._read()
         with only_writer(self._place()):
-            self.directory = RunDirectory(self._place(), self.options, self.fingerprint)
-            opened = data_facts(self.images, self._evidence(), self.fingerprint, self.opened)
+            self.directory = RunDirectory(self._place(), self.options, self.data.fingerprint)
+            opened = data_facts(
+                self.data.images, self._evidence(), self.data.fingerprint, self.data.opened
+            )
             self.progress.say(heading(DataFacts.model_validate(opened), version("beholder")))
             stopped = False
             try:
@@ -238,41 +231,17 @@ class _Study:
             max_pixels=options.max_pixels,
         )
 
-    def _scan(self, images: Images) -> None:
-        if not len(images):
-            raise DataError(f"{images.name} holds no image that can be read.", _reasons(images))
+    def _read(self) -> Scanned:
+        """The data, opened and read once."""
+        images = self.source if isinstance(self.source, Images) else self._open()
         with self._stage("read", len(images)) as stage:
-            seen, facts = scan(
+            return Scanned(
                 images,
                 max_pixels=self.options.max_pixels,
                 workers=self.workers,
                 use_cache=self.options.cache,
                 progress=lambda done: stage.advance(),
             )
-        if not len(seen):
-            raise DataError(f"None of {len(images):,} images can be read.", _reasons(seen))
-        self.images, self.facts = seen, facts
-        if several := int((facts["frames"] > 1).sum()):
-            self.notes.append(f"{several:,} files hold several frames; the first is looked at.")
-        hashes = dict(zip(facts["id"], facts["file_hash"], strict=True))
-        self.fingerprint = seen.fingerprint(hashes)
-
-    def _keep(self, keep: np.ndarray) -> None:
-        """Go on with these images only."""
-        self.images = self.images.where(pl.Series(keep))
-        self.facts = self.facts.filter(pl.Series(keep))
-
-    def _lose(self, gone: dict[str, str]) -> None:
-        """Images that vanished between the scan and the feature pass."""
-        table = self.images.table.filter(pl.col("id").is_in(list(gone)))
-        lost = table.select(
-            "path",
-            pl.lit("missing_file").alias("reason"),
-            pl.col("id").replace_strict(gone).alias("detail"),
-        )
-        skipped = pl.concat([self.images.skipped, lost.cast(self.images.skipped.schema)])
-        self.images = replace(self.images, skipped=skipped)
-        self._keep(~np.isin(self.images.table["id"].to_numpy(), list(gone)))
 
     def _place(self) -> Path:
         """The run directory: --out, or a name made of data, model and options."""
@@ -280,39 +249,21 @@ class _Study:
             return self.options.out
         given = self.options.model or ("lite0" if self.model is None else type(self.model).__name__)
         parts = [
-            self.images.name,
+            self.data.images.name,
             portable(given).split(":")[-1],
-            run_key(self.options, self.fingerprint)[:6],
+            run_key(self.options, self.data.fingerprint)[:6],
         ]
         return Path("runs") / "-".join(_slug(part) for part in parts)
-
-    def _units(self) -> None:
-        """What must not straddle a split: sources, exact duplicates, copies."""
-        with self._stage("copies", 1) as stage:
-            copies = find_copies(self.facts, self.images.read, seed=self.options.seed)
-            self.unit = units(self.images.table, self.facts["exact_hash"], copies.group)
-            self.copy_group = copies.group
-            if copies.look_alike:
-                self.notes.append(copies.sentence)
-            stage.advance(1)
-
-    def _splits(self) -> list[Split]:
-        """One split per seed; a given one is the only one."""
-        table = self.images.table.with_columns(pl.Series("unit", self.unit))
-        classes, options = self.images.classes, self.options
-        seeds = range(options.seed, options.seed + options.splits)
-        first = split(table, seeds[0], classes=classes)
-        if first.kind == "given":
-            return [first]
-        return [first, *(split(table, seed, classes=classes) for seed in seeds[1:])]
 
     # answers ---------------------------------------------------------------------------------
 
     def _answer(self) -> None:
         """Out-of-sample answers for every image, by a model made here or given."""
-        self._units()
+        with self._stage("copies", 1) as stage:
+            self.data.find_units(self.options.seed)
+            stage.advance(1)
         given = self.given
-        labelled = self.images.kind == "classes" and len(self.images.classes) > 1
+        labelled = self.data.images.kind == "classes" and len(self.data.images.classes) > 1
         if given is not None:
             self._judge(given)
         elif labelled and set(self.wanted) & set(ANSWERED):
@@ -346,20 +297,36 @@ class _Study:
         return Path(self.cleanup.enter_context(tempfile.TemporaryDirectory(prefix="beholder-")))
 
     def _make(self) -> None:
-        longest = self.facts.select(pl.max_horizontal("width", "height")).to_series().to_list()
+        longest = self.data.facts.select(pl.max_horizontal("width", "height")).to_series().to_list()
         options = self.options
         vision, assumed = make_encoder(options.model, longest, options.crop, options.seed)
         self.notes += assumed
-        vision, features = self._features(vision.to(self.device))
-        splits = self._splits()
+        found = FeaturePass(
+            self.data,
+            device=self.device,
+            workers=self.workers,
+            seed=options.seed,
+            place=self._cache_place(),
+            stage=self._stage,
+        )
+        limit = options.budget * 60
+        share_of = FEATURE_SHARE * limit if limit else float("inf")
+        vision, features = found.run(vision.to(self.device), lambda: min(share_of, self._left()))
+        if found.given_up:
+            self.shortened = [id for id in self.wanted if id in ANSWERED]
+            self.notes.append(f"Shortened by the budget: {', '.join(found.given_up)}.")
+        splits = self.data.splits(range(options.seed, options.seed + options.splits))
         self.directory.mark("features")
         data = Labelled(
-            self.images.table["id"].to_numpy(),
-            self.images.table["label"].fill_null(-1).to_numpy(),
-            soft_labels(self.images),
-            self.unit,
+            self.data.images.table["id"].to_numpy(),
+            self.data.images.table["label"].fill_null(-1).to_numpy(),
+            soft_labels(self.data.images),
+            self.data.unit,
         )
-        small = thumbnails(self.facts, 16).reshape(len(self.facts), -1).astype(np.float32) / 255
+        small = (
+            thumbnails(self.data.facts, 16).reshape(len(self.data.facts), -1).astype(np.float32)
+            / 255
+        )
         few = threadpool_limits(BLAS_THREADS, user_api="blas")
         with few, self._stage("heads", len(splits)) as stage:
             answers = answer(features, data, splits, small, options.seed, stage.advance)
@@ -367,90 +334,9 @@ class _Study:
         self.features, self.data_labelled = features, data
         self._adopt(vision, answers, splits)
 
-    def _features(self, vision: VisionModel) -> tuple[VisionModel, Features]:
-        """From the cache, or by a pass that fits the budget."""
-        place = self._cache_place()
-        try:
-            cached = self._extract(vision, VIEWS, place, _no_engine, lambda count: None)
-            if not cached.gone:
-                rows = len(self.images) * len(VIEWS)
-                with self._stage("features", rows, f"{vision.name}, cached") as stage:
-                    stage.advance(rows)
-                return vision, cached
-        except NotCachedError:
-            pass
-        with self._stage("engines", 1) as stage:
-            engine, price, passed_over = choose_engine(vision, self.images, self.device)
-            stage.advance()
-            stage.note("; ".join(passed_over))
-        vision, engine, views = self._fit_budget(vision, engine, price)
-        return vision, self._pass(vision, views, place, lambda: engine, engine.name)
-
-    def _pass(
-        self,
-        vision: VisionModel,
-        views: Sequence[View],
-        place: Path | None,
-        make_engine: Callable[[], Engine],
-        how: str,
-    ) -> Features:
-        """Features of every image that is still there."""
-        note = f"{vision.name} @{vision.input_size[0]}, {how}"
-        while True:
-            with self._stage("features", len(self.images) * len(views), note) as stage:
-                features = self._extract(vision, views, place, make_engine, stage.advance)
-            if not features.gone:
-                return features
-            self._lose(features.gone)
-            self._units()
-
-    def _extract(
-        self,
-        vision: VisionModel,
-        views: Sequence[View],
-        place: Path | None,
-        make_engine: Callable[[], Engine],
-        progress: Callable[[int], None],
-    ) -> Features:
-        return extract(
-            make_engine,
-            self.images,
-            self.facts["file_hash"].to_list(),
-            describe=vision.describe(),
-            prepare=vision.prepare,
-            size=vision.input_size,
-            layout=vision.layout,
-            views=views,
-            workers=self.workers,
-            directory=place,
-            progress=progress,
-        )
-
-    def _fit_budget(
-        self, vision: VisionModel, engine: Engine, price: float
-    ) -> tuple[VisionModel, Engine, Sequence[View]]:
-        """Gives up mirror images, then size, then images, until the pass fits its share."""
-        limit = self.options.budget * 60
-        side, rows = vision.input_size[0], len(self.images)
-        seconds = min(FEATURE_SHARE * limit, self._left()) if limit else float("inf")
-        fixed = bool(vision.backbone.pretrained_cfg.get("fixed_input_size"))
-        plan = plan_pass(seconds, price, rows, side, fixed)
-        given_up = plan.shortened(rows, side)
-        if given_up:
-            self.shortened = [id for id in self.wanted if id in ANSWERED]
-            self.notes.append(f"Shortened by the budget: {', '.join(given_up)}.")
-        if plan.images < rows:
-            seed = str(self.options.seed)
-            self._keep(subset(self.images, plan.images, lambda id: digest(seed, id)))
-            self._units()
-        if plan.side < side:
-            vision = resized(vision, plan.side)
-            engine, _, _ = choose_engine(vision, self.images, self.device)
-        return vision, engine, plan.views
-
     def _adopt(self, vision: VisionModel, answers: Answers, splits: list[Split]) -> None:
         """The trained head becomes the model's; the portable one the backbone's classifier."""
-        classes = self.images.classes
+        classes = self.data.images.classes
         first, chosen = splits[0], answers.shipped
         vision.head, vision.mirror, vision.classes = chosen.head.eval(), chosen.mirror, classes
         self.vision, self.answers = vision, answers
@@ -485,26 +371,26 @@ class _Study:
         position = {id: row for row, id in enumerate(self.data_labelled.ids)}
         rows = np.array([position[id] for id in portable_rows["id"]], int)
         hits = portable_rows["predicted"].to_numpy() == self.data_labelled.label[rows]
-        return share(hits, self.unit[rows])
+        return share(hits, self.data.unit[rows])
 
     def _judge(self, model: VisionModel | GivenModel) -> None:
-        options, hashes = self.options, self.facts["file_hash"].to_list()
+        options, hashes = self.options, self.data.facts["file_hash"].to_list()
         place = self._cache_place()
         if model.weights_hash is None:  # what cannot be named cannot be cached
             place = Path(self.cleanup.enter_context(tempfile.TemporaryDirectory()))
         run = isinstance(model, VisionModel)
         views = 2 if run and model.mirror else 1
-        with self._stage("answers", len(self.images) * views, model.name) as stage:
+        with self._stage("answers", len(self.data.images) * views, model.name) as stage:
             judged: Judged
             if isinstance(model, VisionModel):
                 model.to(self.device)
                 judged = judge_run(
                     model,
-                    lambda: choose_engine(model, self.images, self.device)[0],
-                    self.images,
+                    lambda: choose_engine(model, self.data.images, self.device)[0],
+                    self.data.images,
                     hashes,
                     trained_on=training_hashes(Path(options.model)) if options.model else set(),
-                    exact=self.facts["exact_hash"].to_list(),
+                    exact=self.data.facts["exact_hash"].to_list(),
                     workers=self.workers,
                     directory=place,
                     progress=stage.advance,
@@ -513,7 +399,7 @@ class _Study:
             else:
                 judged = judge_given(
                     model,
-                    self.images,
+                    self.data.images,
                     hashes,
                     class_map=options.class_map,
                     by_position=options.by_position,
@@ -523,8 +409,7 @@ class _Study:
                     progress=stage.advance,
                 )
         if judged.gone:
-            self._lose(judged.gone)
-            self._units()
+            self.data.lose(judged.gone, options.seed)
             self._judge(model)
             return
         self.answered = judged.answered
@@ -545,8 +430,8 @@ class _Study:
             self.directory.mark("model")
         if "cost" not in self.wanted:
             return
-        rows = list(range(0, len(self.images), max(1, len(self.images) // 32)))[:32]
-        prepared = [vision.prepare(image) for image in readable(self.images, rows)]
+        rows = list(range(0, len(self.data.images), max(1, len(self.data.images) // 32)))[:32]
+        prepared = [vision.prepare(image) for image in readable(self.data.images, rows)]
         seconds = COST_SECONDS
         if self.options.budget == 0:
             seconds = float("inf")
@@ -557,7 +442,7 @@ class _Study:
             self.cost = measure(
                 vision.to("cpu"),
                 prepared,
-                lambda: vision.prepare(next(readable(self.images, rows))),
+                lambda: vision.prepare(next(readable(self.data.images, rows))),
                 seconds=seconds,
                 work=work,
                 run=path if made else None,
@@ -577,17 +462,18 @@ class _Study:
         return f"accuracy {100 * hits.mean():.1f} %"
 
     def _evidence(self) -> Evidence:
-        unit = getattr(self, "unit", np.arange(len(self.images)))
-        group = getattr(self, "copy_group", np.full(len(self.images), -1))
-        evidence = assemble(self.images, self.facts, unit, group, self.answered)
+        data = self.data
+        evidence = assemble(data.images, data.facts, data.unit, data.copy_group, self.answered)
         evidence.cost = self.cost
-        evidence.data = data_facts(self.images, evidence, self.fingerprint, self.opened)
+        evidence.data = data_facts(
+            self.data.images, evidence, self.data.fingerprint, self.data.opened
+        )
         evidence.split = split_facts(evidence, self.answered, self.options.seed)
         evidence.model = self.facts_of_model
         evidence.environment = environment(
-            self.device, torch.get_num_threads(), self.options.seed, self.fingerprint
+            self.device, torch.get_num_threads(), self.options.seed, self.data.fingerprint
         )
-        evidence.notes = [*self.images.notes, *self.notes]
+        evidence.notes = [*data.images.notes, *data.notes, *self.notes]
         return evidence
 
     def _summarise(self) -> None:
@@ -615,7 +501,7 @@ class _Study:
                 "next": [],
             }
         ids = wanted_pictures(list(self.sections.values()))
-        row_of = {id: row for row, id in enumerate(self.images.table["id"])}
+        row_of = {id: row for row, id in enumerate(self.data.images.table["id"])}
         used = time.monotonic() - self.begun
         self.evidence = evidence
         return Report(
@@ -634,7 +520,7 @@ class _Study:
             ),
             timing=dict(self.timing),
             directory=self.directory.path,
-            pictures=render_pictures(lambda id: self.images.read(row_of[id]), ids),
+            pictures=render_pictures(lambda id: self.data.images.read(row_of[id]), ids),
             open_model=partial(load, self.directory.path),
             anonymous=self.options.anonymous,
         )
@@ -643,7 +529,7 @@ class _Study:
         path = self.directory.path
         frame = predictions(self.evidence.frame, self.sections)
         write_atomic(path / "predictions.parquet", lambda out: frame.write_parquet(out))
-        skipped = self.images.skipped
+        skipped = self.data.images.skipped
         write_bytes(path / "skipped.csv", csv_text(skipped.columns, skipped.iter_rows()).encode())
         write_json(path / "environment.json", self.evidence.environment)
         if self.answered is not None and self.answered.repeats is not None:
@@ -656,19 +542,6 @@ class _Study:
         report.save(path)
         self.directory.mark("report")
         self.directory.link_latest()
-
-
-class NotCachedError(Exception):
-    """Some features have to be computed."""
-
-
-def _no_engine() -> Engine:
-    raise NotCachedError
-
-
-def _reasons(images: Images) -> str:
-    counts = images.skipped["reason"].value_counts(sort=True)
-    return "; ".join(f"{count:,} x {reason}" for reason, count in counts.iter_rows())
 
 
 def _slug(text: str) -> str:

@@ -159,7 +159,7 @@ def test_an_unexpected_error_exits_1_with_its_traceback_in_the_log(here, capsys)
     def breaks(*_, **__):
         raise RuntimeError("planted")
 
-    here.setattr("beholder.study.scan", breaks)
+    here.setattr("beholder.data.scanned.scan", breaks)
     folders(Path.cwd() / "data", ["one", "two"], 2)
     assert cli(["study", "data", "-q", *WORDS], here) == 1
     error = capsys.readouterr().err
@@ -172,7 +172,7 @@ def test_out_of_memory_exits_4(here, capsys):
     def breaks(*_, **__):
         raise MemoryError
 
-    here.setattr("beholder.study.scan", breaks)
+    here.setattr("beholder.data.scanned.scan", breaks)
     folders(Path.cwd() / "data", ["one", "two"], 2)
     assert cli(["study", "data", "-q", *WORDS], here) == 4
     assert "out of memory" in capsys.readouterr().err
@@ -182,7 +182,7 @@ def test_a_storage_error_exits_4(here, capsys):
     def breaks(*_, **__):
         raise StorageError("Cannot write it.", "Free some space.")
 
-    here.setattr("beholder.study.scan", breaks)
+    here.setattr("beholder.data.scanned.scan", breaks)
     folders(Path.cwd() / "data", ["one", "two"], 2)
     assert cli(["study", "data", "-q", *WORDS], here) == 4
     assert "Free some space." in capsys.readouterr().err

@@ -15,7 +15,7 @@ import pytest
 from study.conftest import Studied
 from study.world import MODEL, SMALL, cli, folders, same_figures
 
-import beholder.study
+import beholder.train.passes
 from beholder.core.engines import Eager
 from beholder.core.errors import ArgumentError, BudgetError, StorageError
 from beholder.study import study
@@ -242,14 +242,14 @@ def read_only(patch: pytest.MonkeyPatch, place: Path) -> None:
 
 def test_a_budget_that_is_too_small_is_refused_or_shortens_and_says_so(fresh, tmp_path):
     data = folders(tmp_path / "data", ["one", "two"], 20)
-    choose = beholder.study.choose_engine
+    choose = beholder.train.passes.choose_engine
 
     def dear(*what: object) -> tuple:
         """An engine that takes a second for an image, by its own account: 80 s in all."""
         engine, _, notes = choose(*what)
         return engine, 1.0, notes
 
-    fresh.setattr("beholder.study.choose_engine", dear)
+    fresh.setattr("beholder.train.passes.choose_engine", dear)
     with pytest.raises(BudgetError) as error:
         study(data, out=tmp_path / "run", budget=0.5, **SMALL)
     assert "40 images" in str(error.value)

@@ -69,7 +69,7 @@ def test_ctrl_c_in_the_scan_ends_with_130_and_no_traceback(fresh, tmp_path: Path
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    fresh.setattr("beholder.study.scan", interrupted)
+    fresh.setattr("beholder.data.scanned.scan", interrupted)
     fresh.chdir(tmp_path)
     data = folders(tmp_path / "data", ["one", "two"], 3)
     assert cli(["study", data, *WORDS, "--quiet"], fresh) == 130
