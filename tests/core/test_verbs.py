@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 
 import beholder
@@ -12,8 +14,7 @@ def test_a_verb_can_be_called_again_after_its_module_was_imported() -> None:
     for _ in range(2):
         with pytest.raises(DataError, match=r"There is no nowhere\."):
             beholder.study("nowhere")
-    import beholder.study
-
+    importlib.import_module("beholder.study")
     with pytest.raises(DataError, match=r"There is no nowhere\."):
         beholder.study("nowhere")
 
