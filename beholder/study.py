@@ -40,6 +40,7 @@ from beholder.core.scan import thumbnails
 from beholder.core.sections import Section, Value
 from beholder.core.split import Split
 from beholder.core.verbs import callable_as
+from beholder.data.curate.manifest import Manifest
 from beholder.data.scanned import Scanned
 from beholder.data.sources import open_images
 from beholder.evaluate.benchmarks import SECTIONS
@@ -232,8 +233,15 @@ class _Study:
         )
 
     def _read(self) -> Scanned:
-        """The data, opened and read once."""
+        """The data, opened and read once; what a manifest keeps of it."""
         images = self.source if isinstance(self.source, Images) else self._open()
+        data = self._scan(images)
+        if self.options.manifest is None:
+            return data
+        manifest = Manifest.load(self.options.manifest)
+        return self._scan(manifest.apply(data.images, fingerprint=data.fingerprint))
+
+    def _scan(self, images: Images) -> Scanned:
         with self._stage("read", len(images)) as stage:
             return Scanned(
                 images,
@@ -407,6 +415,8 @@ class _Study:
                     directory=place,
                     seed=options.seed,
                     progress=stage.advance,
+                    trained_on=training_hashes(Path(options.model)) if options.model else None,
+                    exact=self.data.facts["exact_hash"].to_list(),
                 )
         if judged.gone:
             self.data.lose(judged.gone, options.seed)

@@ -31,6 +31,8 @@ NAMES = (
     "metrics",
     "duplicates",
     "heads",
+    "training",
+    "barlow_twins",
 )
 RESULTS = Path(__file__).parent / "results"
 OF_A_RUN = ("seed", "fingerprint", "deterministic", "load_at_start")

@@ -12,7 +12,7 @@ from beholder.core.errors import BeholderError
 
 from .app import app
 
-VERBS = ("study", "tools")
+VERBS = ("study", "evaluate", "train", "explain", "guard", "curate", "retrieve", "systems", "tools")
 """Modules of this package, in the order of their commands in the help."""
 
 ANY_ERROR, BROKEN_PIPE, INTERRUPTED = 1, 141, 130

@@ -66,6 +66,9 @@ def study(
     root: Annotated[
         Path | None, option(DATA, "Folder that a table's paths start from.", "--root")
     ] = None,
+    manifest: Annotated[
+        str | None, option(DATA, "Only what this manifest of `curate` keeps.", "--manifest")
+    ] = None,
     bins: Annotated[
         int | None, option(DATA, "Cut a measured label into so many classes.", "--bins")
     ] = None,
@@ -122,6 +125,7 @@ def study(
         "split_column": split_column,
         "classes": listed(classes),
         "root": root,
+        "manifest": manifest,
         "bins": bins,
         "max_pixels": max_pixels,
         "target": target,

@@ -20,7 +20,10 @@ EXTRAS = {
     ),
     "fast": ("openvino",),
     "export": ("onnx", "onnxscript", "onnxruntime", "openvino"),
+    "explain": ("captum",),
+    "detectors": ("pytorch-ood",),
     "scale": ("datasets",),
+    "docs": ("mkdocs-material", "mkdocstrings"),
 }
 
 

@@ -37,8 +37,12 @@ class Backbone(nn.Module):
 class DecisionHead(nn.Module):
     """Descriptor [B, F] to decisions [B, K] (`forward`), and those to calibrated `logits` [B, C].
 
-    Decisions may be averaged over views before they become logits.
+    Decisions are averaged over `views` before they become logits.
     """
+
+    def views(self, images: Tensor) -> list[Tensor]:
+        """Versions of the images [B, 3, H, W] that are looked at."""
+        return [images]
 
     def logits(self, decisions: Tensor) -> Tensor:
         raise NotImplementedError
@@ -213,7 +217,9 @@ class VisionModel(nn.Module):
                 raise ModelError(f"{self.name} has no head.", "Train one: beholder study DATA.")
             final = self.backbone.forward_features(self.normalise(images))
             return self.backbone.forward_head(final)
-        views = [images, images.flip(-1)] if self.mirror else [images]
+        views = self.head.views(images)
+        if self.mirror:
+            views = [*views, *(view.flip(-1) for view in views)]
         decisions = torch.stack([self.head(self.descriptor(view)) for view in views]).mean(0)
         return self.head.logits(decisions)
 

@@ -19,6 +19,7 @@ class Options(BaseModel):
     Attributes:
         data: path, `scheme:PLACE`, or the name of built-in data.
         model: timm name (an encoder, unless `judge`), run directory, `local-dir:`, `.onnx`, `.pt2`.
+        manifest: path or URL of what `beholder curate` wrote for this data.
         budget: minutes; 0 = no limit.
         target: accuracy wanted (0..1): the verdict then says whether it is reached.
         risk: wanted error rate of the operating point; None = half the measured error.
@@ -41,6 +42,7 @@ class Options(BaseModel):
     by_position: bool = False
     preprocess: Path | None = None
     root: Path | None = None
+    manifest: str | None = None
     max_pixels: int = Field(178_956_970, gt=0)
     bins: int | None = Field(None, ge=2)
     crop: Literal["squash", "center"] = "squash"

@@ -1,8 +1,9 @@
 """The registry: which systems there are, found by name without importing the others.
 
-A system is a class (or function) under `@system(ROW)`. Its role is that of its folder, or of the base
-it inherits. The decorators are read from the sources; only the module that is asked for is imported. Systems outside the package are named in `$BEHOLDER_SYSTEMS`
-(files or modules, parted as in $PATH), or come as entry points of the group `beholder.systems`.
+A system is a class (or function) under `@system(ROW)`. Its role is that of its folder, or of the
+base it inherits. The decorators are read from the sources; only the module that is asked for is
+imported. Systems outside the package are named in `$BEHOLDER_SYSTEMS` (files or modules, parted as
+in $PATH), or come as entry points of the group `beholder.systems`.
 """
 
 from __future__ import annotations
@@ -148,8 +149,6 @@ def checked(target: Callable[..., Any], options: Mapping[str, Any], who: str) ->
     Raises:
         ArgumentError: an option that it does not have, or a value that it cannot take.
     """
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
-
     known = arguments(target)
     hints = _hints(target)
     found = {}
@@ -161,15 +160,39 @@ def checked(target: Callable[..., Any], options: Mapping[str, Any], who: str) ->
                 f"{who} {_called(target)} has no option --{_dashed(key)}.",
                 f"It has {has}." if has else "It has none.",
             )
-        if isinstance(value, str) and _plain_text(hints.get(key)) is False:
-            value = _literal(value)
-        try:
-            settings = ConfigDict(arbitrary_types_allowed=True)
-            found[key] = TypeAdapter(hints.get(key, Any), config=settings).validate_python(value)
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"]
-            raise ArgumentError(f"--{_dashed(key)} = {value!r}: {reason}.") from error
+        found[key] = _converted(value, hints.get(key, Any), f"--{_dashed(key)}")
     return found
+
+
+def _converted(value: Any, hint: Any, flag: str) -> Any:
+    """The first reading of a value that its type allows."""
+    from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
+    try:
+        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticUserError:
+        adapter = TypeAdapter(hint)
+    reasons = []
+    for reading in _readings(value, hint):
+        try:
+            return adapter.validate_python(reading, strict=True if reading is True else None)
+        except ValidationError as error:
+            reasons.append(error.errors()[0]["msg"])
+    if value is True:
+        raise ArgumentError(f"{flag} needs a value.", f"{reasons[0]}.")
+    raise ArgumentError(f"{flag} = {value!r}: {reasons[0]}.")
+
+
+def _readings(value: Any, hint: Any) -> Iterator[Any]:
+    """What a value may mean: text as a Python literal, as itself, as a list with commas."""
+    if isinstance(value, str) and hint is not str:
+        literal = _literal(value)
+        yield literal
+        if literal is not value:
+            yield value
+        yield tuple(part.strip() for part in value.split(","))
+    else:
+        yield value
 
 
 def arguments(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -232,10 +255,6 @@ def _literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
-
-
-def _plain_text(hint: Any) -> bool:
-    return hint is str
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
@@ -301,7 +320,7 @@ def load_file(path: Path) -> ModuleType:
     """
     if not path.is_file():
         raise ArgumentError(f"There is no {path}.", f"${OUTSIDE} names files with systems.")
-    name = path.stem
+    name = f"beholder_systems.{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

@@ -11,10 +11,10 @@ from typing import Any
 class Verb(ModuleType):
     """A module whose call is that of one function in it or below it."""
 
-    verb: str
+    function: str
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        home, _, name = self.verb.partition(":")
+        home, _, name = self.function.partition(":")
         return getattr(importlib.import_module(home), name)(*args, **options)
 
 
@@ -26,4 +26,4 @@ def callable_as(module: str, function: str) -> None:
     """
     found = sys.modules[module]
     found.__class__ = Verb
-    found.verb = function  # type: ignore[attr-defined]
+    found.function = function  # type: ignore[attr-defined]

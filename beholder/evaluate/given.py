@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from beholder.core.decode import Unreadable
-from beholder.core.engines import Engine
+from beholder.core.engines import Eager, Engine, FromBytes
 from beholder.core.errors import DataError, ModelError
 from beholder.core.features import View, extract
 from beholder.core.images import Images
 from beholder.core.model import VisionModel
 from beholder.core.split import folds
 from beholder.metrics.calibration import fit_temperature, softmax
+from beholder.models.classifier_heads import UnitHead
 from beholder.models.classmatch import apply, match_classes, numbered
 from beholder.models.given_model import GivenModel
 
@@ -99,8 +100,14 @@ def judge_given(
     directory: Path | None,
     seed: int,
     progress: Callable[[int], None],
+    trained_on: set[str] | None = None,
+    exact: Sequence[str] = (),
 ) -> Judged:
     """Answers of a model as it came, calibrated by a temperature that no judged image sets itself.
+
+    Args:
+        trained_on: pixel hashes of the images that a run of `train` learned from: not judged.
+        exact: pixel hash per image, where `trained_on` is given.
 
     Raises:
         ModelError: its classes are not those of the data.
@@ -131,9 +138,12 @@ def judge_given(
         progress=progress,
     )
     whole = apply(torch.from_numpy(found.take(columns=layout["logits"])), match).double().numpy()
-    roles = given_roles(images)
+    seen = np.zeros(len(images), bool)
+    if trained_on:
+        seen = np.array([pixels in trained_on for pixels in exact])
+    roles = np.where(seen, "train", given_roles(images))
     label = images.table["label"].fill_null(-1).to_numpy()
-    probability = softmax(tempered(whole, label, roles, seed))
+    probability = softmax(tempered(whole, np.where(seen, -1, label), roles, seed))
     log_probability = np.log(np.maximum(softmax(whole), 1e-12))
     missing = np.array([name in match.missing for name in wanted] + [False] * len(match.extra))
     kept = np.arange(whole.shape[1]) < len(wanted)
@@ -141,6 +151,8 @@ def judge_given(
     unknown = (label >= 0) & missing[np.maximum(label, 0)]
     roles = np.where(unknown & (roles == "test"), "val", roles)
     notes = [*model.assumptions]
+    if seen.any():
+        notes.append(f"{int(seen.sum()):,} images that the model was trained on are not judged.")
     if match.missing:
         notes.append(
             f"The model does not know {', '.join(match.missing)}: their {int(unknown.sum()):,} "
@@ -184,6 +196,45 @@ def judge_run(
     if head is None:
         raise ModelError(f"{model.name} has no head.", "Train one: beholder study DATA.")
     match = match_classes(images.classes or model.classes, model.classes)
+    several = isinstance(head, UnitHead) and head.jitter > 1
+    ask = _ask_whole if several else _ask_head
+    whole, embeddings, gone = ask(
+        model, engine, images, hashes, workers=workers, directory=directory, progress=progress
+    )
+    logits = apply(whole, match).double().numpy()
+    seen = np.array([pixels in trained_on for pixels in exact])
+    roles = np.where(seen, "train", given_roles(images))
+    notes = [f"{int(seen.sum()):,} images that the model was trained on are not judged."]
+    answered = Answered(
+        classes=match.names,
+        logits=logits,
+        probability=softmax(logits),
+        roles=roles,
+        fold=np.full(len(images), -1),
+        kind="given",
+        seeds=[],
+        embeddings=embeddings,
+    )
+    return Judged(answered, match.how, notes if seen.any() else [], gone)
+
+
+Asked = tuple[Tensor, np.ndarray | None, dict[str, str]]
+"""Logits [N, C], embeddings [N, D] where there are some, images that vanished."""
+
+
+def _ask_head(
+    model: VisionModel,
+    engine: Callable[[], Engine],
+    images: Images,
+    hashes: list[str],
+    *,
+    workers: int,
+    directory: Path | None,
+    progress: Callable[[int], None],
+) -> Asked:
+    """The head's answers to cached descriptors of the image and its mirror image."""
+    head = model.head
+    assert head is not None
     views: list[View] = ["image", "mirror"] if model.mirror else ["image"]
     found = extract(
         engine,
@@ -198,27 +249,42 @@ def judge_run(
         directory=directory,
         progress=progress,
     )
-    whole = []
+    logits, device = [], model._mean.device
     with torch.inference_mode():
         for start in range(0, len(images), 2048):
             rows = np.arange(start, min(start + 2048, len(images)))
-            decisions = [head(torch.from_numpy(found.take(rows, view))) for view in views]
-            whole.append(apply(head.logits(torch.stack(decisions).mean(0)), match))
-    logits = torch.cat(whole).double().numpy()
-    seen = np.array([pixels in trained_on for pixels in exact])
-    roles = np.where(seen, "train", given_roles(images))
-    notes = [f"{int(seen.sum()):,} images that the model was trained on are not judged."]
-    answered = Answered(
-        classes=match.names,
-        logits=logits,
-        probability=softmax(logits),
-        roles=roles,
-        fold=np.full(len(images), -1),
-        kind="given",
-        seeds=[],
-        embeddings=found.take(columns=model.layout["pooled"]),
+            shown = [torch.from_numpy(found.take(rows, view)).to(device) for view in views]
+            decisions = torch.stack([head(descriptor) for descriptor in shown]).mean(0)
+            logits.append(head.logits(decisions).cpu())
+    return torch.cat(logits), found.take(columns=model.layout["pooled"]), found.gone
+
+
+def _ask_whole(
+    model: VisionModel,
+    engine: Callable[[], Engine],
+    images: Images,
+    hashes: list[str],
+    *,
+    workers: int,
+    directory: Path | None,
+    progress: Callable[[int], None],
+) -> Asked:
+    """The answers of a model that looks at versions of each image of its own making."""
+    found = extract(
+        lambda: Eager(FromBytes(model, "logits"), device=str(model._mean.device)),
+        images,
+        hashes,
+        describe={**model.describe(), "head": model.head_hash, "output": "logits"},
+        prepare=model.prepare,
+        size=model.input_size,
+        layout={"logits": slice(0, len(model.classes))},
+        views=("image",),
+        workers=workers,
+        directory=directory,
+        dtype=np.dtype(np.float32),
+        progress=progress,
     )
-    return Judged(answered, match.how, notes if seen.any() else [], found.gone)
+    return torch.from_numpy(found.take()), None, found.gone
 
 
 def given_roles(images: Images) -> np.ndarray:

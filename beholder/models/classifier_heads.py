@@ -21,13 +21,15 @@ from beholder.core.errors import ModelError
 from beholder.core.files import write_bytes, write_json
 from beholder.core.model import DecisionHead
 
+from .jitter import versions
+
 DAMAGED = (
     *(OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, AssertionError),
     SafetensorError,
 )
 """What reading a damaged head or model raises."""
 
-Kind = Literal["nearest_mean", "logistic", "kernel", "blend"]
+Kind = Literal["nearest_mean", "logistic", "kernel", "unit", "blend"]
 LARGEST_MIB = 40
 """What a kernel head may weigh; `train.heads` keeps fewer points where it would be more."""
 
@@ -159,6 +161,57 @@ class KernelHead(Head):
         return (-self.gamma * squares.clamp_min(0)).exp() @ self.alpha + self.bias
 
 
+class UnitHead(Head):
+    """`weight` [K, D], `bias` [K] on one part of the descriptor, after the power sign(v)|v|^p of
+    each component brought to length 1: off-the-shelf features (survey row 24).
+
+    `columns` [2] = first and last + 1 of the part; `power` p; `jitter` 1, or 16 = decisions are
+    averaged over `jitter.versions`. All are tensors, so that they are saved with the weights.
+    """
+
+    kind = "unit"
+    weight: Tensor
+    bias: Tensor
+    columns: Tensor
+    power: Tensor
+    jitter: Tensor
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        columns: Tensor,
+        power: Tensor,
+        jitter: Tensor,
+        classes: int,
+        joint: bool = True,
+    ) -> None:
+        super().__init__(classes, joint)
+        for name, value in (("weight", weight), ("bias", bias), ("columns", columns)):
+            self.register_buffer(name, value)
+        self.register_buffer("power", power)
+        self.register_buffer("jitter", jitter)
+
+    def views(self, images: Tensor) -> list[Tensor]:
+        return versions(images) if self.jitter > 1 else [images]
+
+    def forward(self, descriptor: Tensor) -> Tensor:
+        first, end = self.columns.tolist()
+        return (
+            powered_unit(descriptor[:, first:end].float(), self.power) @ self.weight.T + self.bias
+        )
+
+
+TINY = 1e-12
+"""A root has no slope at 0, where many features stand: below this none is given to it."""
+
+
+def powered_unit(features: Tensor, power: Tensor | float) -> Tensor:
+    """sign(v)|v|^power, then length 1 (a row of zeros stays): [B, D]."""
+    powered = features.sign() * features.abs().clamp_min(TINY) ** power
+    return nn.functional.normalize(powered, dim=1)
+
+
 class BlendHead(Head):
     """The mean of the calibrated logits of several heads; decisions are theirs, side by side."""
 
@@ -199,6 +252,10 @@ class BlendHead(Head):
         return super().record() | {"heads": [head.record() for head in self.parts]}
 
 
+FORMS: dict[str, type[KernelHead | UnitHead]] = {"kernel": KernelHead, "unit": UnitHead}
+"""Kinds that are not linear on the whole descriptor."""
+
+
 def copy_calibration(source: Head, target: Head) -> None:
     """Give `target` the calibration of `source`, a head of the same form."""
     pairs = zip(source.modules(), target.modules(), strict=True)
@@ -216,7 +273,7 @@ def restore(record: dict[str, Any], state: dict[str, Tensor]) -> Head:
         ]
         head: Head = BlendHead(parts)
     else:
-        form = KernelHead if record["kind"] == "kernel" else LinearHead
+        form = FORMS.get(record["kind"], LinearHead)
         own = {key: value for key, value in state.items() if "." not in key}
         head = form(**own, classes=record["classes"], joint=record["joint"])
     head.load_state_dict(state)

@@ -1,0 +1,1 @@
+"""Finding images: encoders, indexes, queries."""

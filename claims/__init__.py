@@ -1,0 +1,1 @@
+"""The claims of the survey, one experiment per row: `beholder claims NN`."""
