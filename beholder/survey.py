@@ -25,9 +25,6 @@ from .core.files import digest
 from .core.registry import PACKAGE, ROLES, Entry, arguments, systems
 from .core.sections import Value
 
-SEARCHES = {"find", "make"}
-"""Functions of the registry whose arguments (role, name) say which system a test is about."""
-
 
 @dataclass(frozen=True)
 class Paper:
@@ -138,24 +135,18 @@ class Tests:
 
     Attributes:
         modules: file -> modules that it imports.
-        names: file -> (role, name) of the systems that it asks the registry for.
         golden: names of golden files that are read.
         files: names of the golden files that there are.
     """
 
     modules: dict[str, set[str]] = field(default_factory=dict)
-    names: dict[str, set[tuple[str, str]]] = field(default_factory=dict)
     golden: set[str] = field(default_factory=set)
     files: tuple[str, ...] = ()
 
-    def of(self, modules: Iterable[str], entries: Iterable[Entry]) -> list[str]:
-        """Files that test a row's modules or systems."""
-        wanted, called = set(modules), {(entry.role, entry.name) for entry in entries}
-        return sorted(
-            file
-            for file, imported in self.modules.items()
-            if imported & wanted or self.names[file] & called
-        )
+    def of(self, modules: Iterable[str]) -> list[str]:
+        """Files that import one of the modules."""
+        wanted = set(modules)
+        return sorted(file for file, imported in self.modules.items() if imported & wanted)
 
 
 def read_tests(place: Path) -> Tests:
@@ -165,14 +156,7 @@ def read_tests(place: Path) -> Tests:
         file = str(path.relative_to(place.parent))
         nodes = list(ast.walk(ast.parse(path.read_text())))
         found.modules[file] = {name for node in nodes for name in _imported(node)}
-        calls = [node for node in nodes if isinstance(node, ast.Call)]
-        found.names[file] = set()
-        for call in calls:
-            match _function(call), _texts(call):
-                case "golden", [name]:
-                    found.golden.add(name)
-                case function, [role, name, *_] if function in SEARCHES:
-                    found.names[file].add((role, name))
+        found.golden |= {name for node in nodes if (name := _golden(node))}
     return found
 
 
@@ -246,7 +230,7 @@ def _state(
     record = recorded(paper.row, place / "claims")
     state["golden"] = [name for name in own if name in tests.golden]
     state["golden_unread"] = [name for name in own if name not in tests.golden]
-    state["tests"] = tests.of(modules, entries)
+    state["tests"] = tests.of(modules)
     state["claim"] = record and {key: record[key] for key in ("verdict", "date", "stale")}
     state["complete"] = (
         state["importable"]
@@ -304,15 +288,10 @@ def _imported(node: ast.AST) -> list[str]:
     return []
 
 
-def _function(call: ast.Call) -> str:
-    return getattr(call.func, "id", None) or getattr(call.func, "attr", "")
-
-
-def _texts(call: ast.Call) -> list[str]:
-    """The leading arguments that are literal strings."""
-    found = []
-    for argument in call.args:
-        if not isinstance(argument, ast.Constant) or not isinstance(argument.value, str):
-            break
-        found.append(argument.value)
-    return found
+def _golden(node: ast.AST) -> str | None:
+    """NAME of a call `golden("NAME")`."""
+    if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "golden":
+        match node.args:
+            case [ast.Constant(value=str(name))]:
+                return name
+    return None

@@ -255,7 +255,7 @@ def _table(head: tuple[str, ...] | None, lines: list[tuple[str, ...]]) -> None:
 
     table = Table(box=None, show_header=head is not None, pad_edge=False)
     for column in head or ():
-        table.add_column(column, no_wrap=column in ("name", "system"))
+        table.add_column(column, no_wrap=column == "system", overflow="fold")
     for line in lines:
         table.add_row(*map(Text, line))
     Console().print(table)

@@ -84,10 +84,10 @@ def map_at(
     not found counts as 0. (torchmetrics divides by those found.)
     """
     ranks = np.sort(wanted_ranks(scores, wanted, ties), axis=1)
-    k = ranks.shape[1] if k is None else k
+    most = ranks.shape[1] if k is None else k
     found = np.arange(1, ranks.shape[1] + 1)
-    precision = np.where(ranks <= k, found / ranks, 0.0)
-    number = np.minimum((~np.isnan(ranks)).sum(1), k)
+    precision = np.where(ranks <= most, found / ranks, 0.0)
+    number = np.minimum((~np.isnan(ranks)).sum(1), most)
     return precision.sum(1) / np.maximum(number, 1) + _nothing(wanted)
 
 

@@ -124,7 +124,8 @@ def load(directory: Path | str) -> VisionModel:
     """
     directory = Path(directory)
     head, facts = None, {"mirror": False, "name": directory.name}
-    if (directory / "head.json").exists() or not (directory / "config.json").exists():
+    headed = any((directory / name).exists() for name in ("head.json", "head.safetensors"))
+    if headed or not (directory / "config.json").exists():
         head, facts = load_head(directory)
     try:
         config = json.loads((directory / "config.json").read_text())

@@ -14,7 +14,7 @@ from torch import nn
 
 from beholder.core.errors import ModelError
 from beholder.core.features import Features
-from beholder.core.model import VisionModel
+from beholder.core.model import DecisionHead, VisionModel
 from beholder.models.classifier_heads import LinearHead
 from beholder.models.encoder import create_encoder
 from beholder.models.run import attach_portable, fold_linear, load, save_model
@@ -173,9 +173,22 @@ def test_saving_and_loading_leave_the_random_generator_alone(tmp_path: Path) -> 
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_a_model_without_a_head_is_not_saved(tmp_path: Path) -> None:
-    model, _ = planted("test_resnet", 2)
+def test_a_model_without_a_head_answers_by_its_own_classifier_when_loaded(tmp_path: Path) -> None:
+    model, portable = planted("test_resnet", 2)
+    attach_portable(model.backbone, portable, 2)
     model.head = None
+    save_model(model, {}, tmp_path)
+    images = torch.rand(2, 3, *model.input_size)
+    again = load(tmp_path)
+    assert again.head is None
+    assert again.classes == model.classes
+    with torch.inference_mode():
+        torch.testing.assert_close(again.logits(images), model.logits(images))
+
+
+def test_a_head_of_another_kind_is_not_saved(tmp_path: Path) -> None:
+    model, _ = planted("test_resnet", 2)
+    model.head = DecisionHead()
     with pytest.raises(ModelError, match="no head"):
         save_model(model, {}, tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -64,10 +64,14 @@ class DetectionModel(nn.Module):
         self.model, self.pyramid, self.head = model, pyramid, head
 
     def features(self, images: Tensor) -> tuple[Maps, tuple[int, int]]:
-        """Pyramid of images padded to whole strides, and the padded size."""
-        step = self.pyramid.stride
+        """Pyramid of images padded to whole strides, and the padded size.
+
+        They are at least so wide that the coarsest map has two cells: group norms refuse one.
+        """
+        step, coarsest = self.pyramid.stride, 2 ** self.pyramid.levels[-1]
         height, width = images.shape[-2:]
-        images = functional.pad(images, (0, -width % step, 0, -height % step))
+        wide = max(width, coarsest + 1)
+        images = functional.pad(images, (0, wide + -wide % step - width, 0, -height % step))
         padded = (images.shape[-2], images.shape[-1])
         return self.pyramid(self.model.feature_maps(images)), padded
 
