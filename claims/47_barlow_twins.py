@@ -95,7 +95,7 @@ def run(seed: int) -> dict[str, Any]:
     learned, others = parted()
     start = small_cnn(size=SIZE, width=8, seed=seed)
     config = TrainConfig(
-        epochs=10, batch_size=128, lr=2e-3, weight_decay=1e-4, warmup=1, seed=seed, device="cpu"
+        epochs=30, batch_size=128, lr=2e-3, weight_decay=1e-4, warmup=1, seed=seed, device="cpu"
     )
     found: dict[str, Any] = {}
     found["right_untrained"], found["rank_untrained"] = judged(start, learned, others)

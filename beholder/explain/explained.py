@@ -19,6 +19,7 @@ from beholder.metrics.bootstrap import bootstrap, mean_of
 from beholder.metrics.explanation import auc, deletion, insertion, permuted
 
 GAINS = ("deletion_gain", "insertion_gain")
+LONGEST_NAME = 60  # characters: at most 240 bytes
 MEASURES = ("deletion", "insertion", "deletion_moved", "insertion_moved")
 
 
@@ -76,11 +77,15 @@ class Explained:
         )
 
     def _said(self) -> list[str]:
-        return [
-            f"{method}: {note}"
-            for method, explanation in self.explanations.items()
-            for note in explanation.meta["notes"]
-        ]
+        """Where the maps come from, and what the methods have to say of themselves."""
+        said = []
+        for method, explanation in self.explanations.items():
+            height, width = explanation.meta["cells"]
+            if "layer" in explanation.meta:
+                layer = explanation.meta["layer"]
+                said.append(f"{method}: layer {layer} of the backbone, {height} x {width} cells")
+            said += [f"{method}: {note}" for note in explanation.meta["notes"]]
+        return said
 
     def save(self, out: Path) -> Path:
         """`METHOD/IMAGE.png`, `explanations.parquet`, `explanations.json`, and the page
@@ -102,7 +107,8 @@ class Explained:
 
 def _files(names: Sequence[str]) -> list[str]:
     """One PNG name for each image; folders become part of it."""
-    flat = [Path(name).with_suffix("").as_posix().strip("/").replace("/", "_") for name in names]
+    bare = [Path(name).with_suffix("").as_posix().strip("/") for name in names]
+    flat = [name.replace("/", "_")[-LONGEST_NAME:] for name in bare]
     return [
         f"{name}.png" if flat.count(name) == 1 else f"{name}_{row}.png"
         for row, name in enumerate(flat)

@@ -8,7 +8,7 @@ import numpy as np
 
 Metric = Literal["cosine", "euclidean"]
 
-CHUNK_BYTES = 64 << 20
+CHUNK_BYTES = 16 << 20
 SPARE = 8
 """Candidates beyond k: distances are computed again, so that rounding does not decide."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -98,20 +99,19 @@ def spatial_distances(query: np.ndarray, references: np.ndarray) -> np.ndarray:
     return found
 
 
-def matching(table: pl.DataFrame, where: Mapping[str, object]) -> Sequence[bool]:
-    """Which rows have those values.
+def matching(table: pl.DataFrame, where: Mapping[str, object]) -> np.ndarray:
+    """Which rows have those values, bool [N].
 
     Raises:
         ArgumentError: a column that is not there; near names are shown.
     """
-    import difflib
-
-    keep = pl.lit(True)
+    keep = np.ones(len(table), bool)
     for column, value in where.items():
         if column not in table.columns:
             near = difflib.get_close_matches(column, table.columns, n=3) or table.columns
             raise ArgumentError(
                 f"The index has no column {column!r}.", f"It has {', '.join(near)}."
             )
-        keep = keep & (pl.col(column).cast(pl.String) == str(value))
-    return table.select(keep.fill_null(False).alias("keep"))["keep"].to_list()
+        same = table[column].cast(pl.String) == str(value)
+        keep &= same.fill_null(False).to_numpy()
+    return keep

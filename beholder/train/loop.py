@@ -5,12 +5,10 @@ The objective says what is minimised; this file knows none by name. See `module.
 
 from __future__ import annotations
 
-import logging
 import tempfile
 import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +31,9 @@ from .ema import WeightAverage
 from .made import pick_device
 from .module import NotFiniteError, OnProgress, Probe, TrainModule
 from .objectives.base import DataInfo, Objective
+from .quiet import quiet
 from .run import Directory
+from .validation import judging
 
 __all__ = ["NotFiniteError", "OnProgress", "Probe", "TrainConfig", "TrainModule", "TrainRun", "fit"]
 
@@ -104,7 +104,7 @@ def fit(
         if isinstance(validation, Images)
         else {**(validation or {})}
     )
-    _refuse(objective, config, tasks)
+    _refuse(objective, model, config, tasks)
     device = pick_device(config.device)
     identity = {
         "facts": dict(facts or {}),
@@ -147,7 +147,9 @@ def fit(
     return run
 
 
-def _refuse(objective: Objective, config: TrainConfig, tasks: Mapping[str, Images]) -> None:
+def _refuse(
+    objective: Objective, model: VisionModel, config: TrainConfig, tasks: Mapping[str, Images]
+) -> None:
     name = objective.name
     if not objective.trains:
         raise ArgumentError(f"{name} has nothing to minimise.", "Call its fit.")
@@ -161,6 +163,16 @@ def _refuse(objective: Objective, config: TrainConfig, tasks: Mapping[str, Image
         if len(images) < 2:
             of = f" of {task}" if task else ""
             raise DataError(f"{len(images)} images{of} are too few to learn from.")
+    for phase in config.resolution.phases if config.resolution else ():
+        blank = torch.zeros(1, 3, *phase.size)
+        try:
+            with judging(model):
+                model.backbone.forward_features(model.normalise(blank.to(model._mean.device)))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise ArgumentError(
+                f"{model.name} does not take images of {phase.size[0]} x {phase.size[1]}.",
+                "Give sizes that it takes; a ViT needs dynamic_img_size=True.",
+            ) from error
 
 
 def _described(objective: Objective) -> dict[str, Any]:
@@ -203,7 +215,8 @@ def _resumed(module: TrainModule, directory: Directory) -> int:
     module.resume, module.log_book = state, log
     module.next_micro, module.steps_done = state["micro"], state["step"]
     module.best = tuple(state["best"]) if state["best"] else None
-    module.stale, module.end = state["stale"], state["end"]
+    module.stale = state["stale"]
+    module.end = state["end"] if state["end"].startswith("no better") else ""
     return state["step"]
 
 
@@ -217,7 +230,7 @@ def _train(module: TrainModule, config: TrainConfig, device: str) -> None:
         strategy = DDPStrategy(
             start_method="spawn", find_unused_parameters=True, process_group_backend=backend
         )
-    with _quiet(), tempfile.TemporaryDirectory() as scratch:
+    with quiet(), tempfile.TemporaryDirectory() as scratch:
         trainer = pl.Trainer(
             accelerator={"cuda": "gpu"}.get(kind, kind),
             devices=[int(index)] if index and not several else config.devices,
@@ -243,6 +256,8 @@ def _train(module: TrainModule, config: TrainConfig, device: str) -> None:
     if several:
         module.to("cpu")
         _resumed(module, module.directory)
+        assert module.resume is not None
+        module.end = module.resume["end"]
 
 
 def _left(module: TrainModule, out: Path | None, resumed: int, seconds: float) -> TrainRun:
@@ -269,25 +284,3 @@ def _left(module: TrainModule, out: Path | None, resumed: int, seconds: float) -
         not end.startswith("stopped"),
         seconds,
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what lightning says of itself, and with the global switches as they were after it."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    switches = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark = torch.backends.cudnn.benchmark
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"lightning\..*")
-            warnings.filterwarnings("ignore", message=".*find_unused_parameters=True.*")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        torch.use_deterministic_algorithms(switches, warn_only=warn_only)
-        torch.backends.cudnn.benchmark = benchmark

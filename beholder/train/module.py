@@ -9,6 +9,7 @@ cannot do.
 
 from __future__ import annotations
 
+import copy
 import signal
 import threading
 import time
@@ -34,6 +35,7 @@ from .data import ALONE, Draws, EpochSampler, Plan, Samples, loader, reseed, res
 from .ema import WeightAverage
 from .objectives.base import Objective, Step
 from .optim import layered, make_optimiser, rate, set_rates
+from .quiet import hush
 from .run import Directory, Log
 from .validation import judging, validate
 
@@ -78,6 +80,11 @@ class TrainModule(pl.LightningModule):
         self.stale = self.skipped = 0
         self.bad = False
         self.end = ""  # why the run ends before its last step
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In a process that was spawned."""
+        super().__setstate__(state)
+        hush()
 
     # set-up ----------------------------------------------------------------------------------
 
@@ -135,6 +142,7 @@ class TrainModule(pl.LightningModule):
         self.open.close()
 
     def _restore(self, state: dict[str, Any]) -> None:
+        state = copy.deepcopy(state)  # processes that were spawned share the memory of its tensors
         self.optimiser.load_state_dict(state["optimiser"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
@@ -377,7 +385,7 @@ class TrainModule(pl.LightningModule):
             "sums": {name: list(pair) for name, pair in self.log_book.sums.items()},
             "best": self.best,
             "stale": self.stale,
-            "end": self.end if self.end.startswith("no better") else "",
+            "end": self.end,
         }
         if self.average is not None:
             state["average"] = self.average.state_dict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Mapping
@@ -66,6 +67,7 @@ class Directory:
     def __init__(self, path: Path | None, identity: Mapping[str, Any]) -> None:
         self.path, self.identity, self.key = path, dict(identity), key_of(identity)
         self.written = time.monotonic()
+        self.best: dict[str, Any] | None = None  # where there is no place to write it
         state = self._state()
         if state is not None and state.get("key") != self.key:
             before, now = state.get("identity", {}), json.loads(json.dumps(self.identity))
@@ -117,7 +119,9 @@ class Directory:
             write_atomic(self.path / "metrics.parquet", lambda stream: frame.write_parquet(stream))
 
     def save_best(self, state: dict[str, Any]) -> None:
-        if self.path is not None:
+        if self.path is None:
+            self.best = copy.deepcopy(state)
+        else:
             write_atomic(
                 self.path / "checkpoints" / "best.pt", lambda stream: torch.save(state, stream)
             )
@@ -146,5 +150,5 @@ class Directory:
     def load_best(self) -> dict[str, Any] | None:
         place = self.path / "checkpoints" / "best.pt" if self.path else None
         if place is None or not place.exists():
-            return None
+            return self.best
         return torch.load(place, map_location="cpu", weights_only=True)

@@ -313,7 +313,7 @@ def test_reports_of_a_sound_set_are_good_and_of_a_bad_one_are_not() -> None:
     assert [picture.id for picture in bad.pictures] == ["digits-0000"]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(st.lists(st.sampled_from(REASONS), min_size=6, max_size=6), st.data())
 def test_any_manifest_survives_a_round_trip(reasons: list[str], data: st.DataObject) -> None:
     keep = [reason in ("kept", "relabelled") for reason in reasons]

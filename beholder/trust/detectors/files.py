@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialised
 
-from beholder.core.files import storage_errors, write_json
+from beholder.core.files import storage_errors, write_bytes, write_json
 from beholder.core.registry import checked, find
 from beholder.models.open import Spec, open_vision
 from beholder.models.run import is_run, save_model
@@ -53,7 +53,7 @@ def save(detector: Detector, directory: Path) -> Path:
 
 def _write(detector: Detector, directory: Path) -> None:
     tensors = {name: x.detach().cpu().contiguous() for name, x in detector._tensors().items()}
-    save_file(tensors, directory / TENSORS)
+    write_bytes(directory / TENSORS, serialised(tensors))
     facts = {
         "version": VERSION,
         "beholder": importlib.metadata.version("beholder"),

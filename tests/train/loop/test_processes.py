@@ -14,8 +14,9 @@ from beholder.train.loop import TrainRun, fit
 from beholder.train.objectives.classification import Classification
 
 
-def go(place: Path, batch: int, devices: int) -> TrainRun:
+def go(place: Path, batch: int, devices: int, limit: float | None = None) -> TrainRun:
     config = settings(
+        max_time=limit,
         **{"epochs": 2, "batch_size": batch, "devices": devices, "accumulate": 2, "ema": 0.9},
         **{"optimiser": "sgd", "lr": 0.1, "checkpoint_every": 0},
     )
@@ -26,7 +27,10 @@ def go(place: Path, batch: int, devices: int) -> TrainRun:
 
 def test_two_processes_with_half_the_batch_equal_one(tmp_path: Path) -> None:
     """39 images are four batches of 8 and one of 7, which two processes part into 4 and 3."""
-    one, two = go(tmp_path / "one", 8, 1), go(tmp_path / "two", 4, 2)
+    one, begun = go(tmp_path / "one", 8, 1), go(tmp_path / "two", 4, 2, limit=1e-9)
+    assert (begun.steps, begun.finished) == (1, False)
+    two = go(tmp_path / "two", 4, 2)
+    assert two.resumed_from == 1
     assert one.steps == two.steps == 6
     assert torch.allclose(weights(one), weights(two), atol=1e-6)
     validation = [run.metrics.filter(pl.col("part") == "validation") for run in (one, two)]

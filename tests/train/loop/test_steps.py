@@ -178,6 +178,12 @@ def test_images_grow_by_the_schedule() -> None:
     assert seen == [(11, 32), (11, 32), (8, 64), (8, 64), (6, 64)]
 
 
+def test_a_size_that_the_backbone_does_not_take_is_named() -> None:
+    phases = ResolutionSchedule((Phase(0, (8, 8)),))
+    with pytest.raises(ArgumentError, match="8 x 8"):
+        fit(Classification(), model("test_convnext"), squares(), settings(resolution=phases))
+
+
 def test_drop_path_follows_its_schedule() -> None:
     class Looking(Classification):
         def loss(self, model: VisionModel, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -263,6 +269,11 @@ def test_early_stop_keeps_the_best_weights(tmp_path: Path) -> None:
     )
     assert run.finished
     assert run.steps < 90
+    unwritten = fit(
+        *(Classification(view="raw"), model(), squares(), config),
+        validation=squares(9, first=100),
+    )
+    assert torch.equal(weights(unwritten), weights(run))
     best = torch.load(tmp_path / "r" / "checkpoints" / "best.pt", weights_only=True)
     assert best["step"] == run.steps - 6
     kept = run.model.backbone.state_dict()
