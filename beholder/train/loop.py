@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from beholder.core.files import write_bytes
 from beholder.core.images import Images
 from beholder.core.model import VisionModel
 from beholder.core.run import only_writer, to_toml
-from beholder.models.run import save_model
+from beholder.models.run import load, save_model
 
 from .config import TrainConfig
 from .data import ALONE, own_chance, seed_of, usable
@@ -32,7 +32,7 @@ from .made import pick_device
 from .module import NotFiniteError, OnProgress, Probe, TrainModule
 from .objectives.base import DataInfo, Objective
 from .quiet import quiet
-from .run import Directory
+from .run import Directory, Log
 from .validation import judging
 
 __all__ = ["NotFiniteError", "OnProgress", "Probe", "TrainConfig", "TrainModule", "TrainRun", "fit"]
@@ -104,7 +104,6 @@ def fit(
         if isinstance(validation, Images)
         else {**(validation or {})}
     )
-    _refuse(objective, model, config, tasks)
     device = pick_device(config.device)
     identity = {
         "facts": dict(facts or {}),
@@ -113,6 +112,10 @@ def fit(
         "model": model.describe(),
         "data": {task: images.fingerprint(_ids(images)) for task, images in tasks.items()},
     }
+    record = to_toml(_flat({**(facts or {}), **config.record()})).encode()
+    if not objective.trains:
+        return _fitted(objective, model.to(device), tasks, out, identity, record)
+    _refuse(objective, model, config, tasks)
     with ExitStack() as stack:
         if out is not None:
             stack.enter_context(only_writer(out))
@@ -130,8 +133,7 @@ def fit(
             *(model, objective, tasks, judged, config, directory), probes, on_progress
         )
         if place is not None and not directory.finished:
-            record = {**(facts or {}), **config.record()}
-            write_bytes(place / "run.toml", to_toml(_flat(record)).encode())
+            write_bytes(place / "run.toml", record)
         resumed = _resumed(module, directory)
         if not directory.finished and not module.end:
             _train(module, config, device)
@@ -147,12 +149,38 @@ def fit(
     return run
 
 
+def _fitted(
+    objective: Objective,
+    model: VisionModel,
+    tasks: Mapping[str, Images],
+    out: Path | None,
+    identity: Mapping[str, Any],
+    record: bytes,
+) -> TrainRun:
+    """Of an objective that takes no steps: its `fit`, once."""
+    begun = time.monotonic()
+    if set(tasks) != {ALONE}:
+        raise ArgumentError(f"{objective.name} takes one data set, not {len(tasks)}.")
+    with only_writer(out) if out is not None else nullcontext():
+        directory = Directory(out, identity)
+        already = directory.finished
+        if already and out is not None:
+            model = load(out)
+        else:
+            model = objective.fit(model, tasks[ALONE]).to("cpu")
+            if out is not None:
+                write_bytes(out / "run.toml", record)
+                save_model(model, {}, out)
+                directory.save_metrics(Log())
+            directory.mark(finished=True)
+    seconds = time.monotonic() - begun
+    return TrainRun(out, model, objective, Log().frame(), 0, 0, True, seconds, already)
+
+
 def _refuse(
     objective: Objective, model: VisionModel, config: TrainConfig, tasks: Mapping[str, Images]
 ) -> None:
     name = objective.name
-    if not objective.trains:
-        raise ArgumentError(f"{name} has nothing to minimise.", "Call its fit.")
     if objective.global_batch and config.accumulate > 1:
         raise ArgumentError(
             f"accumulate = {config.accumulate}: the loss of {name} is one of the whole batch, so "

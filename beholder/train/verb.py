@@ -447,9 +447,12 @@ class _Job:
             begin = f"Nothing to do: {directory} is finished."
         elif not run.finished:
             begin = f"Stopped by the time limit after {run.steps:,} steps; the same goes on."
+        elif not run.objective.trains:
+            begin = f"Fitted in {run.seconds:,.0f} s."
         else:
             begin = f"Trained {run.steps:,} steps in {run.seconds:,.0f} s."
         what = "the average of the weights" if self.config.ema is not None else "the last weights"
+        what = what if run.objective.trains else "it"
         if accuracy is not None:
             return f"{begin} Accuracy of {what} on the validation part: {accuracy.text()}."
         figures = {**run.last("validation"), **run.last("probe")}

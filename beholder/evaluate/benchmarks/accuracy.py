@@ -141,6 +141,8 @@ def _against_chance(facts: Facts) -> tuple[Severity, str]:
         return ("good" if low >= 0.8 else "look"), ""
     if skill is not None and skill >= 0.5:
         return "act", "; so few images cannot rule out little more than guessing"
+    if low >= 0.2:
+        return "act", "; better than guessing, too often wrong to rely on"
     return "act", "; little better than guessing"
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from beholder.core.errors import ArgumentError, DataError, ModelError
+from beholder.core.images import Images
 from beholder.core.model import Backbone, Size, VisionModel
 from beholder.core.registry import make
 
@@ -170,7 +171,7 @@ class Objective(nn.Module):
             crop=model.crop,
         )
 
-    def fit(self, model: VisionModel, samples: Sequence[Mapping[str, Any]]) -> VisionModel:
+    def fit(self, model: VisionModel, samples: Sequence[Mapping[str, Any]] | Images) -> VisionModel:
         """For objectives with `trains = False`."""
         raise NotImplementedError(f"{self.name} is trained by steps.")
 

@@ -18,6 +18,7 @@ import beholder
 from beholder.core.errors import ArgumentError, DataError, ModelError
 from beholder.data.curate.manifest import Manifest, describe, fingerprint_of
 from beholder.evaluate.given import training_hashes
+from beholder.models.run import load
 from beholder.train.monitors import CollapseError, CollapseMonitor
 from beholder.train.objectives.base import Combine, Objective, Step
 from beholder.train.verb import Trained, pretrain, train
@@ -173,6 +174,22 @@ def test_two_objectives_share_one_backbone(tmp_path: Path) -> None:
     assert made.run.objective.objectives["barlow_twins"].weights["redundancy"] == 0.5
     assert {"classification/ce", "barlow_twins/invariance"} <= made.run.last("train").keys()
     assert made.accuracy is not None
+
+
+def test_an_objective_without_steps_is_fitted_once_and_its_run_reloads(tmp_path: Path) -> None:
+    words = {"backbone": "test_vit", "image_size": 32, "quiet": True, "out": tmp_path / "r"}
+    options = {"off_the_shelf": {"jitter": 1}}
+    made = train(squares(90), objective="off_the_shelf", options=options, **words)
+    assert made.sentence.startswith("Fitted in ")
+    assert made.accuracy is not None
+    again = train(squares(90), objective="off_the_shelf", options=options, **words)
+    assert again.sentence.startswith("Nothing to do")
+    assert again.accuracy == made.accuracy
+    images = [squares(90).read(row) for row in range(3)]
+    expected = made.model.predict(images).probability
+    np.testing.assert_allclose(
+        load(tmp_path / "r").predict(images).probability, expected, atol=1e-5
+    )
 
 
 def test_the_command_line_trains_and_says_what_the_weights_are(
