@@ -9,8 +9,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -23,11 +24,15 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
+from beholder.core.engines import Engine
 from beholder.core.environment import environment
 from beholder.core.errors import ArgumentError, SectionFailedError
+from beholder.core.features import Features, View
 from beholder.core.files import (
     cache_dir,
+    digest,
     is_writable,
+    key_of,
     write_atomic,
     write_bytes,
     write_json,
@@ -37,7 +42,7 @@ from beholder.core.model import VisionModel
 from beholder.core.options import Options
 from beholder.core.run import RunDirectory, only_writer, portable, run_key
 from beholder.core.scan import thumbnails
-from beholder.core.sections import Section, Value
+from beholder.core.sections import Section, Status, Value
 from beholder.core.split import Split
 from beholder.core.verbs import callable_as
 from beholder.data.curate.manifest import Manifest
@@ -63,6 +68,7 @@ from beholder.evaluate.given import (
     readable,
     training_hashes,
 )
+from beholder.evaluate.measuring import Measuring, Plan
 from beholder.evaluate.report import Report
 from beholder.evaluate.report.pictures import render_pictures, wanted_pictures
 from beholder.evaluate.report.results import (
@@ -75,6 +81,13 @@ from beholder.evaluate.report.results import (
 )
 from beholder.evaluate.report.terminal import Progress, heading
 from beholder.evaluate.report.text import csv_text
+from beholder.evaluate.subject import (
+    Allowance,
+    Deployed,
+    DeployedGiven,
+    DeployedRun,
+    Subject,
+)
 from beholder.metrics.cost import macs
 from beholder.metrics.intervals import share
 from beholder.models.classifier_heads import LinearHead
@@ -85,6 +98,7 @@ from beholder.models.run import attach_portable, is_run, load, save_model
 from beholder.train.answers import Answers, Labelled, answer
 from beholder.train.heads import decide, probability
 from beholder.train.made import (
+    VIEWS,
     choose_engine,
     make_encoder,
     names_encoder,
@@ -94,10 +108,7 @@ from beholder.train.passes import FeaturePass
 
 callable_as(__name__, "beholder.study:study")
 
-ANSWERED = ("accuracy", "groups", "confusion", "mistakes", "calibration", "cost")
-"""Sections that need a model's answers."""
-FEATURE_SHARE = 0.76
-"""Of the budget: 45 %, and the shares of the sections that are not there yet."""
+FEATURE_SHARE = 0.45
 COST_SHARE = 0.04
 COST_SECONDS = 12.0
 BLAS_THREADS = max(1, (os.cpu_count() or 1) // 2)
@@ -144,6 +155,15 @@ def study(
         return _Study(resolved, data, model, progress, cleanup).run()
 
 
+@dataclass(frozen=True)
+class Made:
+    """What a head was trained on, and the answers of those that were."""
+
+    data: Labelled
+    features: Features
+    answers: Answers
+
+
 class _Study:
     """One study; every method is a stage."""
 
@@ -173,9 +193,15 @@ class _Study:
         self.sections: dict[str, Section] = {}
         self.given = self._given()
         self.vision: VisionModel | None = None
+        self.deployed: Deployed | None = None
+        self.features: Features | None = None
+        self.made: Made | None = None
         self.facts_of_model: dict[str, Any] = {}
         self.answered: Answered | None = None
         self.cost: pl.DataFrame | None = None
+        self.place: Path | None = None
+        self.evidence: Evidence | None = None
+        self.measuring: Measuring | None = None
 
     def run(self) -> Report:
         self.data = self._read()
@@ -188,6 +214,7 @@ class _Study:
             stopped = False
             try:
                 self._answer()
+                self._measure()
                 self._measure_cost()
                 self._summarise()
             except KeyboardInterrupt:
@@ -274,9 +301,15 @@ class _Study:
         labelled = self.data.images.kind == "classes" and len(self.data.images.classes) > 1
         if given is not None:
             self._judge(given)
-        elif labelled and set(self.wanted) & set(ANSWERED):
+        elif labelled and self._uses("answers"):
             self._make()
+        elif self._uses("features"):
+            self._look()
         self.directory.mark("answers")
+
+    def _uses(self, *what: str) -> list[str]:
+        """The wanted sections that use this."""
+        return [id for id in self.wanted if SECTIONS[id].uses in what]
 
     def _given(self) -> VisionModel | GivenModel | None:
         model, options = self.model, self.options
@@ -304,27 +337,45 @@ class _Study:
             )
         return Path(self.cleanup.enter_context(tempfile.TemporaryDirectory(prefix="beholder-")))
 
-    def _make(self) -> None:
+    def _describe(self, views: Sequence[View]) -> tuple[VisionModel, Features]:
+        """The encoder that fits the images, and their features."""
         longest = self.data.facts.select(pl.max_horizontal("width", "height")).to_series().to_list()
         options = self.options
         vision, assumed = make_encoder(options.model, longest, options.crop, options.seed)
         self.notes += assumed
+        self.place = self._cache_place()
         found = FeaturePass(
             self.data,
             device=self.device,
             workers=self.workers,
             seed=options.seed,
-            place=self._cache_place(),
+            place=self.place,
             stage=self._stage,
+            views=views,
         )
         limit = options.budget * 60
         share_of = FEATURE_SHARE * limit if limit else float("inf")
         vision, features = found.run(vision.to(self.device), lambda: min(share_of, self._left()))
         if found.given_up:
-            self.shortened = [id for id in self.wanted if id in ANSWERED]
+            self.shortened = self._uses("features", "answers")
             self.notes.append(f"Shortened by the budget: {', '.join(found.given_up)}.")
-        splits = self.data.splits(range(options.seed, options.seed + options.splits))
         self.directory.mark("features")
+        return vision, features
+
+    def _engine(self, vision: VisionModel) -> Callable[[], Engine]:
+        return lambda: choose_engine(vision, self.data.images, self.device)[0]
+
+    def _look(self) -> None:
+        """Features alone, of data on which nothing can be right or wrong."""
+        vision, self.features = self._describe(("image",))
+        self.vision = vision
+        self.deployed = DeployedRun(vision, self._engine(vision))
+        self.facts_of_model = model_facts(vision, "made", "exact")
+
+    def _make(self) -> None:
+        vision, features = self._describe(VIEWS)
+        options = self.options
+        splits = self.data.splits(range(options.seed, options.seed + options.splits))
         data = Labelled(
             self.data.images.table["id"].to_numpy(),
             self.data.images.table["label"].fill_null(-1).to_numpy(),
@@ -339,15 +390,16 @@ class _Study:
         with few, self._stage("heads", len(splits)) as stage:
             answers = answer(features, data, splits, small, options.seed, stage.advance)
             stage.note(f"{answers.shipped.candidate} chosen")
-        self.features, self.data_labelled = features, data
-        self._adopt(vision, answers, splits)
+        self.features, self.made = features, Made(data, features, answers)
+        self._adopt(vision, self.made, splits)
 
-    def _adopt(self, vision: VisionModel, answers: Answers, splits: list[Split]) -> None:
+    def _adopt(self, vision: VisionModel, made: Made, splits: list[Split]) -> None:
         """The trained head becomes the model's; the portable one the backbone's classifier."""
         classes = self.data.images.classes
+        data, features, answers = made.data, made.features, made.answers
         first, chosen = splits[0], answers.shipped
         vision.head, vision.mirror, vision.classes = chosen.head.eval(), chosen.mirror, classes
-        self.vision, self.answers = vision, answers
+        self.vision = vision
         assert isinstance(answers.portable, LinearHead)
         portable = attach_portable(vision.backbone, answers.portable, len(classes))
         self.answered = Answered(
@@ -358,7 +410,7 @@ class _Study:
             fold=first.folds,
             kind=first.kind,
             seeds=[self.options.seed + number for number in range(len(splits))],
-            embeddings=self.features.take(columns=self.features.layout["pooled"]),
+            embeddings=features.take(columns=features.layout["pooled"]),
             repeats=answers.repeats,
             baselines=answers.baselines,
             learning=answers.learning,
@@ -371,14 +423,15 @@ class _Study:
         self.facts_of_model = model_facts(vision, "made", "exact") | {
             "head": head,
             "macs": macs(vision.to("cpu"), torch.zeros(1, 3, *vision.input_size)),
-            "portable_accuracy": self._portable_accuracy(answers) if portable else None,
+            "portable_accuracy": self._portable_accuracy(answers, data) if portable else None,
         }
+        self.deployed = DeployedRun(vision, self._engine(vision), answers.heads, answers.head_of)
 
-    def _portable_accuracy(self, answers: Answers) -> Value:
+    def _portable_accuracy(self, answers: Answers, data: Labelled) -> Value:
         portable_rows = answers.baselines.filter(pl.col("name") == "portable")
-        position = {id: row for row, id in enumerate(self.data_labelled.ids)}
+        position = {id: row for row, id in enumerate(data.ids)}
         rows = np.array([position[id] for id in portable_rows["id"]], int)
-        hits = portable_rows["predicted"].to_numpy() == self.data_labelled.label[rows]
+        hits = portable_rows["predicted"].to_numpy() == data.label[rows]
         return share(hits, self.data.unit[rows])
 
     def _judge(self, model: VisionModel | GivenModel) -> None:
@@ -386,6 +439,7 @@ class _Study:
         place = self._cache_place()
         if model.weights_hash is None:  # what cannot be named cannot be cached
             place = Path(self.cleanup.enter_context(tempfile.TemporaryDirectory()))
+        self.place = place
         run = isinstance(model, VisionModel)
         views = 2 if run and model.mirror else 1
         with self._stage("answers", len(self.data.images) * views, model.name) as stage:
@@ -394,7 +448,7 @@ class _Study:
                 model.to(self.device)
                 judged = judge_run(
                     model,
-                    lambda: choose_engine(model, self.data.images, self.device)[0],
+                    self._engine(model),
                     self.data.images,
                     hashes,
                     trained_on=training_hashes(Path(options.model)) if options.model else set(),
@@ -422,24 +476,65 @@ class _Study:
             self.data.lose(judged.gone, options.seed)
             self._judge(model)
             return
-        self.answered = judged.answered
+        self.answered = answered = judged.answered
+        if answered.embeddings is not None:
+            width = answered.embeddings.shape[1]
+            self.features = Features.of(answered.embeddings)
+            self.features.layout = {"pooled": slice(0, width)}
+        if isinstance(model, VisionModel):
+            self.deployed = DeployedRun(model, self._engine(model), match=judged.match)
+        else:
+            width = 0 if answered.embeddings is None else answered.embeddings.shape[1]
+            self.deployed = DeployedGiven(model, judged.match, judged.kept, width)
         self.notes += judged.notes
         self.facts_of_model = model_facts(model, "given", judged.class_match)
 
-    # cost, sections, report ------------------------------------------------------------------
+    # sections, cost, report ------------------------------------------------------------------
+
+    def _measure(self) -> None:
+        """What sections ask anew; the model is saved before, as some of them name it."""
+        if self.made and self.vision:
+            candidate = str(self.made.answers.shipped.candidate)
+            save_model(self.vision, {"candidate": candidate}, self.directory.path)
+            self.directory.mark("model")
+        of = {
+            "run": self.directory.key,
+            "budget": self.options.budget,
+            "device": self.device,
+            "answers": self.answered and _digest(self.answered.logits),
+        }
+        plan = Plan(self.options.budget * 60, self._left)
+        measuring = Measuring(self.directory.path, key_of(of), plan, self._stage)
+        self.measuring = measuring
+        evidence = self._evidence()
+        measuring.run(self.wanted, evidence, partial(self._subject, evidence))
+        self.evidence = evidence
+        self.tracebacks += measuring.tracebacks
+        self.directory.mark("measured")
+
+    def _subject(self, evidence: Evidence, allowance: Allowance) -> Subject:
+        return Subject(
+            data=self.data,
+            evidence=evidence,
+            options=self.options,
+            model=self.deployed,
+            features=self.features,
+            labelled=self.made.data if self.made else None,
+            fitted=self.made.answers.shipped if self.made else None,
+            device=self.device,
+            workers=self.workers,
+            place=self.place,
+            run=self.directory.path,
+            allowance=allowance,
+        )
 
     def _measure_cost(self) -> None:
         """Needs the saved model: a fresh process loads it to measure its memory."""
         vision = self.vision
-        if vision is None:
+        if vision is None or vision.head is None or "cost" not in self.wanted:
             return
         path = self.directory.path
         made = self.facts_of_model["origin"] == "made"
-        if made:
-            save_model(vision, {"candidate": str(self.answers.shipped.candidate)}, path)
-            self.directory.mark("model")
-        if "cost" not in self.wanted:
-            return
         rows = list(range(0, len(self.data.images), max(1, len(self.data.images) // 32)))[:32]
         prepared = [vision.prepare(image) for image in readable(self.data.images, rows)]
         seconds = COST_SECONDS
@@ -462,18 +557,22 @@ class _Study:
 
     def _single_pass(self) -> str:
         """Accuracy of the same head on the image alone."""
-        data, head, answered = self.data_labelled, self.answers.shipped.head, self.answered
-        assert answered is not None
-        rows = np.flatnonzero((answered.roles == "test") & (data.label >= 0))
+        made, answered = self.made, self.answered
+        if made is None or answered is None:
+            return ""
+        rows = np.flatnonzero((answered.roles == "test") & (made.data.label >= 0))
         if answered.kind == "cross_fit" or not len(rows):
             return "accuracy not measured"
-        predicted = probability(head, decide(head, self.features, rows)).argmax(1)
-        hits = predicted == data.label[rows]
+        head = made.answers.shipped.head
+        predicted = probability(head, decide(head, made.features, rows)).argmax(1)
+        hits = predicted == made.data.label[rows]
         return f"accuracy {100 * hits.mean():.1f} %"
 
     def _evidence(self) -> Evidence:
         data = self.data
         evidence = assemble(data.images, data.facts, data.unit, data.copy_group, self.answered)
+        if evidence.embeddings is None and self.features is not None:
+            evidence.embeddings = self.features.take(columns=self.features.layout["pooled"])
         evidence.cost = self.cost
         evidence.data = data_facts(
             self.data.images, evidence, self.data.fingerprint, self.data.opened
@@ -487,7 +586,8 @@ class _Study:
         return evidence
 
     def _summarise(self) -> None:
-        evidence = self._evidence()
+        evidence = self.evidence = self.evidence or self._evidence()
+        evidence.cost = self.cost
         with self._stage("sections", len(self.wanted)) as stage:
             for id in self.wanted:
                 section, trace = SECTIONS[id].run(evidence, self.options)
@@ -500,7 +600,7 @@ class _Study:
                 stage.advance(1)
 
     def _report(self, stopped: bool) -> Report:
-        evidence = self._evidence()
+        evidence = self.evidence or self._evidence()
         decided = verdict(self.sections, evidence, self.options)
         if stopped:
             done = self.directory.done[-1] if self.directory.done else "read"
@@ -512,6 +612,7 @@ class _Study:
             }
         ids = wanted_pictures(list(self.sections.values()))
         row_of = {id: row for row, id in enumerate(self.data.images.table["id"])}
+        made = self.measuring.pictures if self.measuring else {}
         used = time.monotonic() - self.begun
         self.evidence = evidence
         return Report(
@@ -526,17 +627,24 @@ class _Study:
             budget=BudgetFacts(
                 limit_s=self.options.budget * 60,
                 used_s=round(used, 3),
-                shortened=self.shortened,
+                shortened=self._with_status("reduced"),
+                skipped=self._with_status("skipped_budget"),
             ),
             timing=dict(self.timing),
             directory=self.directory.path,
-            pictures=render_pictures(lambda id: self.data.images.read(row_of[id]), ids),
+            pictures=render_pictures(
+                lambda id: made[id] if id in made else self.data.images.read(row_of[id]), ids
+            ),
             open_model=partial(load, self.directory.path),
             anonymous=self.options.anonymous,
         )
 
+    def _with_status(self, status: Status) -> list[str]:
+        return [id for id, section in self.sections.items() if section.status == status]
+
     def _write(self, report: Report) -> None:
         path = self.directory.path
+        assert self.evidence is not None
         frame = predictions(self.evidence.frame, self.sections)
         write_atomic(path / "predictions.parquet", lambda out: frame.write_parquet(out))
         skipped = self.data.images.skipped
@@ -552,6 +660,10 @@ class _Study:
         report.save(path)
         self.directory.mark("report")
         self.directory.link_latest()
+
+
+def _digest(array: np.ndarray) -> str:
+    return digest(np.ascontiguousarray(array).tobytes())
 
 
 def _slug(text: str) -> str:

@@ -34,6 +34,16 @@ def study(
     judge: Annotated[
         bool | None, option(MODEL, "Judge the timm model's own classifier.", "--judge")
     ] = None,
+    harden: Annotated[
+        bool | None,
+        option(MODEL, "Train also on mildly changed copies, if that costs little.", "--harden"),
+    ] = None,
+    finetune: Annotated[
+        bool | None, option(MODEL, "Train the last stages of the encoder too.", "--finetune")
+    ] = None,
+    finetune_budget: Annotated[
+        float | None, option(MODEL, "Minutes for it (2 x --budget).", "--finetune-budget")
+    ] = None,
     class_map: Annotated[
         Path | None, option(MODEL, "CSV: data_class, model_class.", "--class-map")
     ] = None,
@@ -78,6 +88,18 @@ def study(
         float | None, option(JUDGE, "Error wanted of the accepted answers.", "--risk")
     ] = None,
     latency_ms: Annotated[float | None, option(JUDGE, "Latency wanted.", "--latency-ms")] = None,
+    fpr: Annotated[
+        float | None, option(JUDGE, "Share of good images that may be refused (0.05).", "--fpr")
+    ] = None,
+    threat: Annotated[
+        str | None, option(JUDGE, "adversarial: attackers are expected.", "--threat")
+    ] = None,
+    unknown: Annotated[
+        str | None, option(JUDGE, "Images that must be refused.", "--unknown")
+    ] = None,
+    against: Annotated[
+        Path | None, option(JUDGE, "A run to compare with, image by image.", "--against")
+    ] = None,
     splits: Annotated[int | None, option(JUDGE, "Split seeds (3).", "--splits")] = None,
     seed: Annotated[int | None, option(JUDGE, "First seed (0).", "--seed")] = None,
     sections: Annotated[
@@ -114,6 +136,9 @@ def study(
         "data": data,
         "model": model,
         "judge": judge,
+        "harden": harden,
+        "finetune": finetune,
+        "finetune_budget": finetune_budget,
         "class_map": class_map,
         "by_position": by_position,
         "preprocess": preprocess,
@@ -130,6 +155,10 @@ def study(
         "max_pixels": max_pixels,
         "target": target,
         "risk": risk,
+        "fpr": fpr,
+        "threat": threat,
+        "unknown": unknown,
+        "against": against,
         "latency_ms": latency_ms,
         "splits": splits,
         "seed": seed,

@@ -23,6 +23,12 @@ class Options(BaseModel):
         budget: minutes; 0 = no limit.
         target: accuracy wanted (0..1): the verdict then says whether it is reached.
         risk: wanted error rate of the operating point; None = half the measured error.
+        fpr: share of trusted images that a guard may refuse.
+        threat: 'adversarial' = attackers are expected, so that section may say `act`.
+        unknown: a folder (or DATA) of images that must be refused.
+        harden: train the head also on mildly changed copies, if that costs less than a point.
+        finetune: train the last stages too, within `finetune_budget` minutes (None = 2 budgets).
+        against: a run to compare with, image by image.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,6 +56,13 @@ class Options(BaseModel):
     seed: int = Field(0, ge=0)
     target: Share | None = None
     risk: Share | None = None
+    fpr: Share = 0.05
+    threat: Literal["adversarial"] | None = None
+    unknown: str | None = None
+    harden: bool = False
+    finetune: bool = False
+    finetune_budget: float | None = Field(None, gt=0)
+    against: Path | None = None
     latency_ms: float | None = Field(None, gt=0)
     sections: tuple[str, ...] | None = None
     without: tuple[str, ...] = ()

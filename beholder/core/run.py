@@ -27,6 +27,7 @@ FILES = (
 ELSEWHERE = (
     "data",
     "out",
+    "against",
     "overwrite",
     "budget",
     "workers",
@@ -52,7 +53,7 @@ def portable(path: str) -> str:
 def options_record(options: Options) -> dict[str, Any]:
     """Every option with its value, without absolute paths."""
     record = options.model_dump(mode="json")
-    for name in ("data", "model", "out", "class_map", "preprocess", "root"):
+    for name in ("data", "model", "out", "unknown", "against", "class_map", "preprocess", "root"):
         if isinstance(record[name], str):
             record[name] = portable(record[name])
     return record

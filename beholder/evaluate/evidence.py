@@ -13,7 +13,7 @@ from beholder.core.model import VisionModel
 from beholder.core.sections import Section, Value
 from beholder.models.given_model import GivenModel
 
-from .benchmarks.base import Evidence
+from .benchmarks.base import Evidence, Records
 
 Kind = Literal["holdout", "given", "cross_fit"]
 
@@ -42,6 +42,7 @@ class Answered:
 
 
 LATER: dict[str, type[pl.DataType]] = {
+    "oddity": pl.Boolean,
     "refused": pl.Boolean,
     "p_unknown": pl.Float32,
     "label_quality": pl.Float32,
@@ -103,6 +104,17 @@ def assemble(
         source_given=images.source_given,
         weighted=bool((weights != 1.0).any()),
     )
+
+
+def add(evidence: Evidence, id: str, records: Records) -> None:
+    """Put what section `id` measured into the evidence; its `images` join the frame."""
+    evidence.records[id], evidence.spent[id] = records.frames, records.spent
+    own = records.frames.get("images")
+    if own is not None:
+        new = [name for name in own.columns if name != "id"]
+        evidence.frame = evidence.frame.drop(new, strict=False).join(
+            own, on="id", how="left", maintain_order="left"
+        )
 
 
 def _with_answers(frame: pl.DataFrame, answered: Answered) -> pl.DataFrame:

@@ -20,7 +20,7 @@ from beholder.core.model import VisionModel
 from beholder.core.split import folds
 from beholder.metrics.calibration import fit_temperature, softmax
 from beholder.models.classifier_heads import UnitHead
-from beholder.models.classmatch import apply, match_classes, numbered
+from beholder.models.classmatch import Match, apply, match_classes, numbered
 from beholder.models.given_model import GivenModel
 
 from .evidence import Answered
@@ -87,6 +87,8 @@ class Judged:
     class_match: str
     notes: list[str]
     gone: dict[str, str]
+    match: Match
+    kept: np.ndarray
 
 
 def judge_given(
@@ -171,7 +173,7 @@ def judge_given(
         seeds=[],
         embeddings=found.take(columns=layout["pooled"]) if "pooled" in layout else None,
     )
-    return Judged(answered, match.how, notes, found.gone)
+    return Judged(answered, match.how, notes, found.gone, match, kept)
 
 
 def judge_run(
@@ -215,7 +217,8 @@ def judge_run(
         seeds=[],
         embeddings=embeddings,
     )
-    return Judged(answered, match.how, notes if seen.any() else [], gone)
+    kept = np.ones(len(match.names), bool)
+    return Judged(answered, match.how, notes if seen.any() else [], gone, match, kept)
 
 
 Asked = tuple[Tensor, np.ndarray | None, dict[str, str]]

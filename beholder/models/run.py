@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -64,7 +65,7 @@ def _classes(backbone: Backbone) -> int:
     return classifier.out_features if isinstance(classifier, nn.Linear) else 0
 
 
-def save_model(model: VisionModel, facts: dict[str, object], directory: Path) -> None:
+def save_model(model: VisionModel, facts: Mapping[str, object], directory: Path) -> None:
     """`model.safetensors` + `config.json` (timm's `local-dir:` layout), `head.safetensors` +
     `head.json`.
 
@@ -106,7 +107,7 @@ def save_model(model: VisionModel, facts: dict[str, object], directory: Path) ->
         },
     )
     if head is not None:
-        save_head(head, facts | {"mirror": model.mirror, "name": model.name}, directory)
+        save_head(head, dict(facts) | {"mirror": model.mirror, "name": model.name}, directory)
 
 
 def is_run(path: Path) -> bool:

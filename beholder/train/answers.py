@@ -59,6 +59,7 @@ class Answers:
         baselines: name, id, predicted (judged images of the first split).
         learning: share, draw, id, correct.
         shipped: the head that is saved.
+        heads, head_of: [N] which of the heads has not seen the image (-1 = the shipped one).
         portable: linear head on the pooled final map.
     """
 
@@ -69,6 +70,8 @@ class Answers:
     learning: pl.DataFrame
     shipped: Fitted
     portable: Head
+    heads: list[Head]
+    head_of: np.ndarray
 
 
 class Trainer:
@@ -156,6 +159,8 @@ def answer(
     learning: list[pl.DataFrame] = []
     shipped: Fitted | None = None
     portable: Head | None = None
+    heads: list[Head] = []
+    head_of = np.full(count, -1)
     for number, split in enumerate(splits):
         for train, judged in parts(split, data):
             sealed = Sealed(data.ids[judged])
@@ -167,6 +172,8 @@ def answer(
                 continue
             logits[judged] = raw_logits(fitted.head, decisions)
             probability[judged] = chosen
+            head_of[judged] = len(heads)
+            heads.append(fitted.head)
             if split.kind != "cross_fit":
                 shipped = fitted
                 logits[train] = raw_logits(fitted.head, fitted.decisions)
@@ -198,6 +205,8 @@ def answer(
         pl.concat([_hits(data, nobody, nobody, share=1.0, draw=0), *learning]),
         shipped,
         portable,
+        heads,
+        head_of,
     )
 
 

@@ -31,10 +31,10 @@ class Pass:
     side: int
     images: int
 
-    def shortened(self, images: int, side: int) -> list[str]:
-        """What was given up, in words."""
+    def shortened(self, images: int, side: int, views: Sequence[View] = VIEWS) -> list[str]:
+        """What was given up of these, in words."""
         words = []
-        if len(self.views) == 1:
+        if len(self.views) < len(views):
             words.append("no mirror images")
         if self.side < side:
             words.append(f"images at {self.side} instead of {side} px")
@@ -43,7 +43,14 @@ class Pass:
         return words
 
 
-def plan_pass(seconds: float, price: float, images: int, side: int, fixed: bool) -> Pass:
+def plan_pass(
+    seconds: float,
+    price: float,
+    images: int,
+    side: int,
+    fixed: bool,
+    views: Sequence[View] = VIEWS,
+) -> Pass:
     """The largest pass that `seconds` allow; gives up mirror, then side, then images.
 
     Args:
@@ -54,8 +61,9 @@ def plan_pass(seconds: float, price: float, images: int, side: int, fixed: bool)
         BudgetError: not even the smallest pass fits.
     """
     smaller = [] if fixed else [s for s in SIDES if s < side]
-    offers = [Pass(VIEWS, side, images), Pass(VIEWS[:1], side, images)]
-    offers += [Pass(VIEWS[:1], s, images) for s in smaller]
+    views = tuple(views)
+    offers = [Pass(views, side, images), Pass(views[:1], side, images)]
+    offers += [Pass(views[:1], s, images) for s in smaller]
     for offer in offers:
         if len(offer.views) * images * price * (offer.side / side) ** 2 <= seconds:
             return offer

@@ -24,6 +24,7 @@ class FeaturePass:
 
     Args:
         place: directory of the shards; None = the shared cache.
+        views: that are wanted; mirror images are the first thing to be given up.
         seed: of the subset that is taken where the time does not allow all.
 
     Attributes:
@@ -39,9 +40,10 @@ class FeaturePass:
         seed: int,
         place: Path | None,
         stage: Stage,
+        views: Sequence[View] = VIEWS,
     ) -> None:
         self.data, self.device, self.workers, self.seed = data, device, workers, seed
-        self.place, self.stage = place, stage
+        self.place, self.stage, self.views = place, stage, views
         self.given_up: list[str] = []
 
     def run(
@@ -56,9 +58,9 @@ class FeaturePass:
             BudgetError: not even the smallest pass fits.
         """
         try:
-            cached = self._extract(vision, VIEWS, _no_engine)
+            cached = self._extract(vision, self.views, _no_engine)
             if not cached.gone:
-                rows = len(self.data) * len(VIEWS)
+                rows = len(self.data) * len(self.views)
                 with self.stage("features", rows, f"{vision.name}, cached") as stage:
                     stage.advance(rows)
                 return vision, cached
@@ -83,8 +85,8 @@ class FeaturePass:
         """Gives up mirror images, then size, then images, until the pass fits."""
         side, rows = vision.input_size[0], len(self.data)
         fixed = bool(vision.backbone.pretrained_cfg.get("fixed_input_size"))
-        plan = plan_pass(seconds, price, rows, side, fixed)
-        self.given_up = plan.shortened(rows, side)
+        plan = plan_pass(seconds, price, rows, side, fixed, self.views)
+        self.given_up = plan.shortened(rows, side, self.views)
         if plan.images < rows:
             order = str(self.seed)
             chosen = subset(self.data.images, plan.images, lambda id: digest(order, id))

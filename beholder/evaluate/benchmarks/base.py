@@ -7,14 +7,17 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import polars as pl
 
 from beholder.core.images import DataKind
 from beholder.core.options import Options
-from beholder.core.sections import Section, Severity, Spent
+from beholder.core.sections import Section, Severity, Spent, Status
+
+if TYPE_CHECKING:
+    from beholder.evaluate.subject import Subject
 
 
 @dataclass
@@ -37,6 +40,8 @@ class Evidence:
             "portable"), id, predicted (int).
         learning: head refitted on a share of the training units: share, draw, id, correct.
         cost: rows of `cost.measure`.
+        records: section -> name -> what was measured for it (see `Records`).
+        unmeasured: section -> why there are no records: status and sentence.
         skipped: path, reason, detail.
         data: dict for `results.json: data`; split, model likewise.
         method: lines for the method section.
@@ -52,6 +57,9 @@ class Evidence:
     baselines: pl.DataFrame | None = None
     learning: pl.DataFrame | None = None
     cost: pl.DataFrame | None = None
+    records: dict[str, dict[str, pl.DataFrame]] = field(default_factory=dict)
+    spent: dict[str, Spent] = field(default_factory=dict)
+    unmeasured: dict[str, tuple[Status, str]] = field(default_factory=dict)
     source_given: bool = False
     weighted: bool = False
     data: dict[str, Any] = field(default_factory=dict)
@@ -81,19 +89,53 @@ class Evidence:
         return frame[column].explode().to_numpy().astype(np.float64).reshape(len(frame), -1)
 
 
+@dataclass
+class Records:
+    """What a section measured, apart from what it says of it.
+
+    Attributes:
+        frames: name -> rows. `images` (id and further columns, one row per image that has them)
+            also joins `Evidence.frame` and `predictions.parquet`.
+        spent: images (or what it counts) wanted and used; fewer used = the section is 'reduced'.
+        pictures: id -> uint8 [h, w, 3], or [h, w, 4] to be laid over another, made by the section
+            for its `Section.pictures`; ids begin with the section's own.
+    """
+
+    frames: dict[str, pl.DataFrame]
+    spent: Spent = field(default_factory=Spent)
+    pictures: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+Uses = Literal["data", "features", "answers"]
+
+
 @dataclass(frozen=True)
 class SectionSpec:
-    """A registered section: `summarise(evidence, options) -> Section`."""
+    """A registered section.
+
+    Attributes:
+        needs: None, or the sentence why it does not apply.
+        summarise: a pure function of the evidence.
+        measure: asks the model anew; its records are then in the evidence. None = all is there.
+        uses: what has to be made first.
+        share: of the budget, for `measure`.
+    """
 
     id: str
     title: str
-    needs: Callable[[Evidence], str | None]  # None, or the sentence why it does not apply
+    needs: Callable[[Evidence], str | None]
     summarise: Callable[[Evidence, Options], Section]
+    measure: Callable[[Subject], Records] | None = None
+    uses: Uses = "answers"
+    share: float = 0.0
 
     def run(self, evidence: Evidence, options: Options) -> tuple[Section, str | None]:
         """The section, and the traceback where it failed."""
         if why := self.needs(evidence):
             return Section(id=self.id, title=self.title, finding=why, status="not_applicable"), None
+        if self.id in evidence.unmeasured:
+            status, why = evidence.unmeasured[self.id]
+            return Section(id=self.id, title=self.title, finding=why, status=status), None
         start = time.monotonic()
         try:
             section = self.summarise(evidence, options)
@@ -101,12 +143,15 @@ class SectionSpec:
             finding = f"This section failed: {type(error).__name__}: {error}"
             failed = Section(id=self.id, title=self.title, finding=finding, status="failed")
             return failed, traceback.format_exc()
+        spent = evidence.spent.get(self.id, section.budget)
         section.budget = Spent(
-            wanted=section.budget.wanted or section.n,
-            used=section.budget.used or section.n,
-            what=section.budget.what,
-            seconds=round(time.monotonic() - start, 3),
+            wanted=spent.wanted or section.n,
+            used=spent.used or section.n,
+            what=spent.what,
+            seconds=round(spent.seconds + time.monotonic() - start, 3),
         )
+        if section.budget.used < section.budget.wanted and section.status == "measured":
+            section.status = "reduced"
         return section, None
 
 
@@ -114,14 +159,20 @@ SECTIONS: dict[str, SectionSpec] = {}
 
 
 def section(
-    id: str, title: str, needs: Callable[[Evidence], str | None] = lambda evidence: None
+    id: str,
+    title: str,
+    needs: Callable[[Evidence], str | None] = lambda evidence: None,
+    *,
+    measure: Callable[[Subject], Records] | None = None,
+    uses: Uses = "answers",
+    share: float = 0.0,
 ) -> Callable[[Callable[[Evidence, Options], Section]], Callable[[Evidence, Options], Section]]:
-    """Register `summarise(evidence, options) -> Section` under `id`."""
+    """Register `summarise(evidence, options) -> Section` under `id`; see `SectionSpec`."""
 
     def register(
         summarise: Callable[[Evidence, Options], Section],
     ) -> Callable[[Evidence, Options], Section]:
-        SECTIONS[id] = SectionSpec(id, title, needs, summarise)
+        SECTIONS[id] = SectionSpec(id, title, needs, summarise, measure, uses, share)
         return summarise
 
     return register

@@ -204,7 +204,7 @@ def uncertainty_figure(evidence: Evidence) -> Figure | None:
     )
 
 
-@section("data", "Data")
+@section("data", "Data", uses="data")
 def summarise(evidence: Evidence, options: Options) -> Section:
     """Counts, sizes, skipped files, imbalance, label uncertainty, label x group association."""
     frame, named = evidence.frame, with_names(evidence)

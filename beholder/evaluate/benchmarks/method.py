@@ -103,7 +103,7 @@ def finding(judged: int, images: int, kind: str | None, seeds: int) -> str:
     return f"{judged:,} of {plural(images, 'image')} were judged, {how}{repeated}."
 
 
-@section("method", "Method")
+@section("method", "Method", uses="data")
 def summarise(evidence: Evidence, options: Options) -> Section:
     """Splits, seeds, units, model, versions, assumptions, definitions, command."""
     judged, split = len(evidence.judged), evidence.split
