@@ -254,7 +254,7 @@ def test_a_budget_that_is_too_small_is_refused_or_shortens_and_says_so(fresh, tm
         study(data, out=tmp_path / "run", budget=0.5, **SMALL)
     assert "40 images" in str(error.value)
     assert "--budget" in error.value.hint
-    report = study(data, out=tmp_path / "run", budget=1.3, **SMALL)
+    report = study(data, out=tmp_path / "run", budget=2, **SMALL)
     assert "accuracy" in report.budget.shortened
     assert report.accuracy.status == "reduced"
     assert any("no mirror images" in words for words in report["method"].assumptions)

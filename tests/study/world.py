@@ -24,10 +24,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from beholder.evaluate.benchmarks import MEASURED
 from beholder.train.heads import Candidate
 
 MODEL = "untrained:test_resnet"
-SMALL: dict[str, Any] = {"model": MODEL, "splits": 1, "quiet": True, "without": ("cost",)}
+SMALL: dict[str, Any] = {
+    "model": MODEL,
+    "splits": 1,
+    "quiet": True,
+    "without": ("cost", *MEASURED),
+}
 """Options of the quickest study."""
 
 
