@@ -63,7 +63,9 @@ class Allowance:
             TooLittleTimeError: for fewer than `floor`.
         """
         floor = min(floor, wanted)
-        affordable = wanted if price <= 0 else min(wanted, int(max(self.left, 0) / price))
+        affordable = wanted
+        if price > 0:
+            affordable = int(min(wanted, max(self.left, 0) / price))
         if affordable < floor:
             raise TooLittleTimeError(floor * price, self.left)
         return affordable
