@@ -13,7 +13,7 @@ from beholder.core.images import Images
 from beholder.core.scan import scan
 from beholder.core.split import Split, split, units
 
-from .curate.duplicates import find_copies
+from .curate.duplicates import Copies, find_copies
 
 
 class Scanned:
@@ -25,6 +25,7 @@ class Scanned:
         opened: files that were looked at, readable or not.
         unit: int [N]; images of one unit never lie in two splits (after `find_units`).
         copy_group: int [N]; -1 = no copy of it is there.
+        copies: all that the search for them found (after `find_units`).
 
     Raises:
         DataError: nothing can be read.
@@ -54,6 +55,7 @@ class Scanned:
         self.fingerprint = self.images.fingerprint(hashes)
         self.unit = np.arange(len(self.images))
         self.copy_group = np.full(len(self.images), -1)
+        self.copies: Copies | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -67,7 +69,7 @@ class Scanned:
         """Sources, exact duplicates and copies that were re-encoded or resized become one unit."""
         copies = find_copies(self.facts, self.images.read, seed=seed)
         self.unit = units(self.images.table, self.facts["exact_hash"], copies.group)
-        self.copy_group = copies.group
+        self.copy_group, self.copies = copies.group, copies
         if copies.look_alike and copies.sentence not in self.notes:
             self.notes.append(copies.sentence)
 

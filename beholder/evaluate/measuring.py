@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
-from beholder.core.files import key_of, write_atomic, write_json
+from beholder.core.files import digest, key_of, write_atomic, write_json
 from beholder.core.sections import Spent
 
 from .benchmarks import MEASURED, SECTIONS
@@ -82,7 +82,7 @@ class Measuring:
             spec = waiting.pop(0)
             if spec.needs(evidence):
                 continue
-            records = self._kept(spec.id)
+            records = self._kept(spec)
             if records is None:
                 records = self._measured(spec, evidence, make, waiting)
             if records is not None:
@@ -123,7 +123,7 @@ class Measuring:
             records.spent.seconds = round(time.monotonic() - start, 3)
             if records.spent.used < records.spent.wanted:
                 stage.note(f"{records.spent.used:,} of {records.spent.wanted:,} (budget)")
-        self._keep(spec.id, records)
+        self._keep(spec, records)
         return records
 
     def _minutes(self, more: float) -> int:
@@ -133,8 +133,14 @@ class Measuring:
     def _place(self, id: str) -> Path:
         return self.directory / "records" / "measured" / id
 
-    def _keep(self, id: str, records: Records) -> None:
-        place = self._place(id)
+    def _key(self, spec: SectionSpec) -> str:
+        """Of the records: what decides all of them, the section, and what people wrote for it."""
+        written = self.directory / spec.reads
+        read = digest(written.read_bytes()) if spec.reads and written.is_file() else ""
+        return key_of({"of": self.key, "section": spec.id, "read": read})
+
+    def _keep(self, spec: SectionSpec, records: Records) -> None:
+        place = self._place(spec.id)
         for name, frame in records.frames.items():
             write_atomic(place / f"{name}.parquet", lambda out, f=frame: f.write_parquet(out))
         rows = [(name, _png(pixels)) for name, pixels in records.pictures.items()]
@@ -143,18 +149,18 @@ class Measuring:
         write_json(
             place / "records.json",
             {
-                "key": key_of({"of": self.key, "section": id}),
+                "key": self._key(spec),
                 "frames": list(records.frames),
                 "spent": records.spent.model_dump(),
             },
         )
 
-    def _kept(self, id: str) -> Records | None:
+    def _kept(self, spec: SectionSpec) -> Records | None:
         """The records of an earlier run of the same command, if it came so far."""
-        place = self._place(id)
+        place = self._place(spec.id)
         try:
             known = json.loads((place / "records.json").read_text())
-            if known["key"] != key_of({"of": self.key, "section": id}):
+            if known["key"] != self._key(spec):
                 return None
             frames = {name: pl.read_parquet(place / f"{name}.parquet") for name in known["frames"]}
             rows = pl.read_parquet(place / "pictures").iter_rows()

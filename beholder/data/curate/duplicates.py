@@ -71,6 +71,7 @@ class Copies:
             (where the images look alike: what may still be joined, see `find_copies`).
         look_alike: copies cannot be told from neighbours.
         recall: edit -> (found, planted): how many self-made copies the search would find.
+        planted: each of them: row (of the original), edit, ncc and hash_distance to it.
         sentence: for people.
     """
 
@@ -82,6 +83,7 @@ class Copies:
     group: np.ndarray
     look_alike: bool
     recall: dict[str, tuple[int, int]]
+    planted: pl.DataFrame
     sentence: str
 
 
@@ -283,6 +285,7 @@ def find_copies(frame: pl.DataFrame, read: Callable[[int], np.ndarray], seed: in
         group=group,
         look_alike=look_alike,
         recall=_recall(planted, threshold),
+        planted=planted,
         sentence=LOOK_ALIKE if look_alike else _sentence(group, exact),
     )
 

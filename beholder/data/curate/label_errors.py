@@ -45,6 +45,18 @@ def label_issues(labels: np.ndarray, probability: np.ndarray) -> np.ndarray:
     return np.asarray(find_label_issues(numbered, own, filter_by="both", n_jobs=1), bool)
 
 
+def judgeable(labels: np.ndarray, certain: np.ndarray) -> np.ndarray:
+    """Rows with a certain label, of classes with enough of them; none unless two classes have.
+
+    Args:
+        labels: int [N]; certain: bool [N], false where there is no label.
+    """
+    rows = np.flatnonzero(certain)
+    present, count = np.unique(labels[rows], return_counts=True)
+    enough = present[count >= FEWEST]
+    return rows[np.isin(labels[rows], enough)] if len(enough) > 1 else rows[:0]
+
+
 def plant(
     labels: np.ndarray, rows: np.ndarray, unit: np.ndarray, share: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -90,7 +102,7 @@ class LabelErrors(Curator):
 
     def decide(self, pool: Pool, count: int | None) -> Decided:
         assert pool.probabilities is not None
-        labels, rows = pool.labels, _judged(pool)
+        labels, rows = pool.labels, judgeable(pool.labels, pool.certain)
         score = np.full(len(pool), np.nan)
         flagged = np.zeros(len(pool), bool)
         proposed = np.full(len(pool), -1)
@@ -162,14 +174,6 @@ def _finding(flagged: int, judged: int, tested: list[Trial]) -> str:
     most = min(1.0, flagged / recall / judged)
     review = f": review {flagged:,}" if flagged else ""
     return f"{told}; at most {most:.1%} of {judged:,} labels are wrong{review}."
-
-
-def _judged(pool: Pool) -> np.ndarray:
-    """Rows with a certain label, of classes with enough of them; none unless two classes have."""
-    rows = np.flatnonzero(pool.certain)
-    present, count = np.unique(pool.labels[rows], return_counts=True)
-    enough = present[count >= FEWEST]
-    return rows[np.isin(pool.labels[rows], enough)] if len(enough) > 1 else rows[:0]
 
 
 def _conflicts(pool: Pool) -> int:

@@ -1,13 +1,32 @@
 """The sections of a study, in the order of the report."""
 
-from . import accuracy, calibration, confusion, cost, data, groups, method, mistakes  # noqa: F401
+from . import (  # noqa: F401
+    accuracy,
+    calibration,
+    confusion,
+    cost,
+    data,
+    explanations,
+    groups,
+    labels,
+    method,
+    mistakes,
+)
 from .base import SECTIONS as _REGISTERED
 
-ORDER = ("data", "accuracy", "groups", "confusion", "mistakes", "calibration", "cost", "method")
+ORDER = tuple(
+    id
+    for id in (
+        *("data", "accuracy", "inspection", "groups", "confusion", "mistakes", "calibration"),
+        *("explanations", "corruptions", "adversarial", "unknown", "labels", "duplicates"),
+        *("shortcuts", "oddities", "structure", "cost", "method"),
+    )
+    if id in _REGISTERED
+)
 MEASURED = tuple(
     id
     for id in (
-        *("duplicates", "labels", "oddities", "structure", "inspection", "unknown"),
+        *("duplicates", "labels", "oddities", "shortcuts", "structure", "inspection", "unknown"),
         *("corruptions", "adversarial", "explanations"),
     )
     if id in _REGISTERED

@@ -119,6 +119,7 @@ class SectionSpec:
         measure: asks the model anew; its records are then in the evidence. None = all is there.
         uses: what has to be made first.
         share: of the budget, for `measure`.
+        reads: a file in the run directory that people write into: `measure` reads it again.
     """
 
     id: str
@@ -128,6 +129,7 @@ class SectionSpec:
     measure: Callable[[Subject], Records] | None = None
     uses: Uses = "answers"
     share: float = 0.0
+    reads: str = ""
 
     def run(self, evidence: Evidence, options: Options) -> tuple[Section, str | None]:
         """The section, and the traceback where it failed."""
@@ -166,13 +168,14 @@ def section(
     measure: Callable[[Subject], Records] | None = None,
     uses: Uses = "answers",
     share: float = 0.0,
+    reads: str = "",
 ) -> Callable[[Callable[[Evidence, Options], Section]], Callable[[Evidence, Options], Section]]:
     """Register `summarise(evidence, options) -> Section` under `id`; see `SectionSpec`."""
 
     def register(
         summarise: Callable[[Evidence, Options], Section],
     ) -> Callable[[Evidence, Options], Section]:
-        SECTIONS[id] = SectionSpec(id, title, needs, summarise, measure, uses, share)
+        SECTIONS[id] = SectionSpec(id, title, needs, summarise, measure, uses, share, reads)
         return summarise
 
     return register
