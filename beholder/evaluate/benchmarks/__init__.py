@@ -6,11 +6,13 @@ from . import (  # noqa: F401
     confusion,
     cost,
     data,
+    duplicates,
     explanations,
     groups,
     labels,
     method,
     mistakes,
+    unknown,
 )
 from .base import SECTIONS as _REGISTERED
 

@@ -186,7 +186,7 @@ def values_of(facts: Facts, reviewed: Review, evidence: Evidence) -> dict[str, V
         if reviewed.reviewed
         else Value.undefined("no flag was reviewed", unit="count"),
     }
-    return found | without_flagged(evidence)
+    return found | accuracy_without(evidence, evidence.frame.filter(pl.col("label_issue"))["id"])
 
 
 def _part(count: int | None, of: int | None) -> Value:
@@ -197,12 +197,12 @@ def _part(count: int | None, of: int | None) -> Value:
     return Value(estimate=(count or 0) / (of or 1), low=low, high=high, n=of or 0, method="wilson")
 
 
-def without_flagged(evidence: Evidence) -> dict[str, Value]:
-    """Accuracy on judged images without flagged ones, and how much more that is than on all."""
+def accuracy_without(evidence: Evidence, out: pl.Series) -> dict[str, Value]:
+    """Accuracy on the judged images whose id is not in `out`, and its gain over that on all."""
     judged = evidence.judged
-    keep = ~judged["label_issue"].fill_null(False).to_numpy()
+    keep = ~judged["id"].is_in(out.to_list()).to_numpy()
     if keep.all() or not keep.any():
-        why = "no judged image is flagged" if keep.all() else "every judged image is flagged"
+        why = f"{'none' if keep.all() else 'all'} of the judged images are among them"
         return {name: Value.undefined(why) for name in ("accuracy_without", "gain_without")}
     hits, units = judged["correct"].to_numpy().astype(float), judged["unit"].to_numpy()
     some, whole = mean_of(hits, keep.astype(float)), mean_of(hits)
