@@ -170,7 +170,12 @@ class Table(Noun):
 
 
 class Picture(Noun):
-    """An image to be shown, by id: the report reads the pixels. `beside`: others next to it."""
+    """An image to be shown, by id: the report reads the pixels.
+
+    Attributes:
+        overlay: id of a made RGBA picture that can be laid over this one; '' = none.
+        beside: others next to it; their overlays are on from the start.
+    """
 
     id: str
     caption: str
@@ -178,6 +183,7 @@ class Picture(Noun):
     bucket: str = ""
     facts: dict[str, str] = Field(default_factory=dict)
     large: bool = False
+    overlay: str = ""
     beside: list[Picture] = Field(default_factory=list)
 
 

@@ -18,7 +18,7 @@ from beholder.core.engines import Engine
 from beholder.core.errors import BeholderError, ModelError
 from beholder.core.features import Features
 from beholder.core.images import Images
-from beholder.core.model import Backbone, DecisionHead, VisionModel
+from beholder.core.model import Backbone, Crop, DecisionHead, VisionModel
 from beholder.core.options import Options
 from beholder.data.scanned import Scanned
 from beholder.models.classmatch import Match, apply, numbered
@@ -86,6 +86,7 @@ class Deployed(abc.ABC):
         classes: of the answers: those of the evidence in their order, then what it may answer
             besides (a given model); () = it only gives features.
         size: (H, W) of what it looks at.
+        crop: how an image is brought to it.
         layout: part of the features -> its columns; `pooled` is among them. Empty for a black box.
         differentiable: there are gradients with respect to the pixels.
         vision: for methods that look inside; None for a black box.
@@ -93,6 +94,7 @@ class Deployed(abc.ABC):
 
     classes: tuple[str, ...]
     size: tuple[int, int]
+    crop: Crop
     layout: dict[str, slice]
     differentiable: bool
     vision: VisionModel | None = None
@@ -161,6 +163,7 @@ class DeployedRun(Deployed):
         match: Match | None = None,
     ) -> None:
         self.vision, self.size, self.layout = vision, vision.input_size, vision.layout
+        self.crop: Crop = vision.crop
         self.heads, self.head_of, self.match = list(heads), head_of, match
         self.classes = match.names if match else vision.classes
         self._open, self._engine = engine, None
@@ -269,7 +272,8 @@ class DeployedGiven(Deployed):
     ) -> None:
         self.model, self.match = model, match
         self.order = np.concatenate([np.flatnonzero(kept), np.flatnonzero(~kept)])
-        self.size, self.differentiable = model.input_size, model.differentiable
+        self.size, self.crop = model.input_size, model.crop
+        self.differentiable = model.differentiable
         self.classes = tuple(match.names[column] for column in self.order)
         self.layout = {"pooled": slice(0, features)} if features else {}
         if isinstance(model, TorchModel) and model.kind == "timm":

@@ -120,9 +120,17 @@ class Neighbours:
         )
 
 
+def heat_maps(evidence: Evidence) -> dict[tuple[str, int], str]:
+    """(image, class) -> the made picture of what speaks for it; empty where none were made."""
+    maps = evidence.records.get("explanations", {}).get("maps")
+    rows = () if maps is None else maps.select("id", "label", "picture").iter_rows()
+    return {(id, label): picture for id, label, picture in rows}
+
+
 def pictures(evidence: Evidence, errors: pl.DataFrame) -> list[Picture]:
-    """Cards with true class, answer, confidence, and the nearest image of either class."""
-    classes, near = evidence.classes, None
+    """Cards with true class, answer, confidence, its heat map where there is one, and the nearest
+    image of either class."""
+    classes, near, heat = evidence.classes, None, heat_maps(evidence)
     if evidence.embeddings is not None:
         near = Neighbours(evidence, evidence.embeddings)
     cards = []
@@ -140,6 +148,7 @@ def pictures(evidence: Evidence, errors: pl.DataFrame) -> list[Picture]:
                 bucket=row["bucket"],
                 facts={"confidence": confidence},
                 large=True,
+                overlay=heat.get((row["id"], row["predicted"]), ""),
                 beside=[picture for picture in beside if picture is not None],
             )
         )

@@ -25,8 +25,9 @@ def is_name_column(column: str) -> bool:
 
 
 def names_of(sections: Sequence[Section]) -> set[str]:
-    """Every file name in tables' name columns and in pictures."""
-    names = {picture.id for section in sections for picture in shown(section)}
+    """Every file name in tables' name columns and in pictures, and the ids of made pictures."""
+    pictures = [picture for section in sections for picture in shown(section)]
+    names = {id for picture in pictures for id in (picture.id, picture.overlay) if id}
     for section in sections:
         frames = [table.frame for table in section.tables.values()]
         for frame in frames + [figure.data for figure in section.figures.values()]:

@@ -57,7 +57,7 @@ class FigureView:
 
 @dataclass(frozen=True)
 class PictureView:
-    """A picture as data: URLs, with its size in pixels."""
+    """A picture as data: URLs, with its size in pixels; `heat`: whether its overlay is on first."""
 
     src: str
     large: str
@@ -66,6 +66,8 @@ class PictureView:
     alt: str
     caption: str
     facts: dict[str, str]
+    overlay: str
+    heat: bool
     beside: list[PictureView]
 
 
@@ -82,6 +84,7 @@ class SectionView:
     figures: list[FigureView]
     tables: list[TableView]
     buckets: list[tuple[str, list[PictureView]]]
+    overlaid: bool
     missing: int
     test: str
     shortened: str
@@ -151,12 +154,13 @@ def share_units(figure: Figure) -> dict[str, Unit]:
     return dict.fromkeys((*drawn, "low", "high", "raw", "reference", "confidence"), "share")
 
 
-def picture_view(picture: Picture, pictures: Pictures) -> PictureView | None:
+def picture_view(picture: Picture, pictures: Pictures, heat: bool = False) -> PictureView | None:
     """None where the picture's file had vanished, or no room was left for it."""
     sizes = pictures.get(picture.id)
     if not sizes:
         return None
     small, large = min(sizes), max(sizes)
+    over = pictures.get(picture.overlay)
     with Image.open(io.BytesIO(sizes[small])) as image:
         width, height = image.size
     return PictureView(
@@ -167,7 +171,9 @@ def picture_view(picture: Picture, pictures: Pictures) -> PictureView | None:
         alt=picture.alt,
         caption=picture.caption,
         facts=picture.facts,
-        beside=[seen for other in picture.beside if (seen := picture_view(other, pictures))],
+        overlay=_url(over[min(over)]) if over else "",
+        heat=heat,
+        beside=[seen for other in picture.beside if (seen := picture_view(other, pictures, True))],
     )
 
 
@@ -204,6 +210,7 @@ def section_view(section: Section, pictures: Pictures, most: int = MOST_PICTURES
             if table.frame.height
         ],
         buckets=list(buckets.items()),
+        overlaid=any(x.overlay for item in seen if item for x in (item, *item.beside)),
         missing=sum(shown is None for shown in seen),
         test=f"Self-test: of {test.planted:,} planted faults the search found {test.found:,}, "
         f"{test.recall.text()}." if test else "",

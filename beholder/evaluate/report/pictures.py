@@ -20,7 +20,7 @@ Pictures = dict[str, dict[int, bytes]]
 
 
 def encode(image: Image.Image, side: int, quality: int = QUALITY) -> bytes:
-    """WebP of the RGB image, its longest side at most `side` pixels."""
+    """WebP of the RGB or RGBA image, its longest side at most `side` pixels."""
     small = image.copy()
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
@@ -32,8 +32,8 @@ def render_pictures(read: Callable[[str], np.ndarray], ids: Mapping[str, bool]) 
     """Thumbnails of 192 pixels, and of 384 pixels for those that may be enlarged.
 
     Args:
-        read: image id -> RGB, uint8 [H, W, 3]; raises OSError or `Unreadable` where the file has
-            vanished since: that picture is left out (the report counts and says it).
+        read: image id -> RGB or RGBA, uint8 [H, W, 3 or 4]; raises OSError or `Unreadable` where
+            the file has vanished since: that picture is left out (the report counts and says it).
         ids: image id -> whether it is also wanted large.
     """
     pictures: Pictures = {}
@@ -48,12 +48,14 @@ def render_pictures(read: Callable[[str], np.ndarray], ids: Mapping[str, bool]) 
 
 
 def wanted_pictures(sections: Sequence[Section]) -> dict[str, bool]:
-    """Ids of all pictures of the sections, at most 240, and whether each is wanted large."""
+    """Ids of all pictures of the sections, overlays too, at most 240, and whether each is wanted
+    large."""
     wanted: dict[str, bool] = {}
     for section in sections:
         for picture in shown(section):
-            if picture.id in wanted or len(wanted) < MOST_PICTURES:
-                wanted[picture.id] = wanted.get(picture.id, False) or picture.large
+            for id, large in ((picture.id, picture.large), (picture.overlay, False)):
+                if id and (id in wanted or len(wanted) < MOST_PICTURES):
+                    wanted[id] = wanted.get(id, False) or large
     return wanted
 
 
@@ -74,7 +76,7 @@ def recoded(pictures: Pictures, scale: float, quality: int) -> Pictures:
 
 def _again(data: bytes, side: int, quality: int) -> bytes:
     with Image.open(io.BytesIO(data)) as image:
-        return encode(image.convert("RGB"), side, quality)
+        return encode(image, side, quality)
 
 
 def reductions(pictures: Pictures) -> Iterator[tuple[Pictures, int, str]]:

@@ -62,6 +62,17 @@
     })
   );
 
+  // heat maps: each by its own box, all of a section by its button, all of the page by a key
+  const heats = (within) => all(".heat input", within);
+  const press = (boxes) => {
+    const on = !boxes.every((box) => box.checked);
+    boxes.forEach((box) => (box.checked = on));
+  };
+  all(".heats").forEach((tools) => {
+    tools.hidden = false;
+    one("button", tools).addEventListener("click", () => press(heats(tools.closest("section"))));
+  });
+
   // pictures: enlarged, with the arrows through those of the same section
   const lightbox = one("#lightbox");
   let shots = [];
@@ -73,6 +84,10 @@
     const large = one("img", lightbox);
     large.src = thumb.dataset.large || small.src;
     large.alt = small.alt;
+    const over = one(".overlay", lightbox);
+    const heat = one(".heat input", thumb.parentNode);
+    over.hidden = !heat || !heat.checked;
+    if (heat) over.src = one(".overlay", thumb).src;
     one("p", lightbox).textContent = small.alt;
     one(".place", lightbox).textContent = place + 1 + " of " + shots.length;
   };
@@ -115,11 +130,16 @@
     if (lightbox.open) {
       if (event.key === "ArrowLeft") show(-1);
       if (event.key === "ArrowRight") show(1);
+      if (event.key === "m") {
+        press(heats(shots[place].parentNode));
+        show(0);
+      }
       return;
     }
-    if (help.open || /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName)) return;
+    if (help.open || event.target.matches("textarea, select")) return;
     if (event.key === "j") go(1);
     else if (event.key === "k") go(-1);
+    else if (event.key === "m") press(heats(document));
     else if (event.key === "?") help.showModal();
   });
   all("a", contents).forEach((link) => link.addEventListener("click", () => (contents.open = false)));
