@@ -42,7 +42,7 @@ DEFINITIONS = {
 
 def command(options: Options) -> str:
     """The command line that gives this study; absolute places by their last name only."""
-    words = ["beholder", "study", _place(options.data)]
+    words = ["beholder", "study", place(options.data)]
     for name, field in Options.model_fields.items():
         value = getattr(options, name)
         if name == "data" or value == field.get_default(call_default_factory=True):
@@ -55,11 +55,12 @@ def command(options: Options) -> str:
         elif isinstance(value, tuple):
             words += [f"--{flag}", ",".join(map(str, value))]
         else:
-            words += [f"--{flag}", _place(str(value))]
+            words += [f"--{flag}", place(str(value))]
     return shlex.join(words)
 
 
-def _place(text: str) -> str:
+def place(text: str) -> str:
+    """A place as it may be written down: an absolute one by its last name only."""
     scheme, colon, rest = text.rpartition(":")
     return f"{scheme}{colon}{PurePath(rest).name}" if Path(rest).is_absolute() else text
 

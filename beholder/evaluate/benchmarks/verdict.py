@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import Any
 
 import polars as pl
@@ -11,20 +12,26 @@ from beholder.core.options import Options
 from beholder.core.sections import Section, Severity, Value, worst
 
 from .base import Evidence, plural, without_size
-from .method import command
+from .method import command, place
 
 MAX_WORDS = 45
 MAX_NEXT = 5
-COUNTING = ("accuracy", "groups", "duplicates", "unknown", "labels")
+COUNTING = (
+    *("accuracy", "inspection", "groups", "duplicates", "unknown", "labels", "corruptions"),
+    "against",
+)
 ORDER = (
     "duplicates",
     "accuracy",
+    "inspection",
+    "against",
     "groups",
     "unknown",
     "calibration",
     "labels",
     "corruptions",
     "adversarial",
+    "shortcuts",
     "data",
     "mistakes",
     "confusion",
@@ -32,6 +39,8 @@ ORDER = (
     "explanations",
     "cost",
 )
+WHAT_HELPS = ("duplicates", "corruptions", "unknown", "labels", "oddities")
+"""Sections whose findings a command can act on, gravest first."""
 HEADLINE = {
     "accuracy": ("accuracy", "accuracy"),
     "balanced_accuracy": ("accuracy", "balanced"),
@@ -54,7 +63,7 @@ def verdict(sections: dict[str, Section], evidence: Evidence, options: Options) 
 
 
 def overall(sections: dict[str, Section]) -> Severity:
-    """Worst of accuracy, groups, duplicates, unknown, labels; the others can only raise to look."""
+    """Worst of those that count; the others can only raise to look."""
 
     def counted(section: Section) -> Severity:
         if section.id in COUNTING:
@@ -71,6 +80,9 @@ def sentence(sections: dict[str, Section], evidence: Evidence) -> str:
         start = first_sentence(accuracy.finding)
     else:
         start = _what_it_is(evidence)
+    against = sections.get("against")
+    if against is not None and against.status == "measured":  # it was asked for
+        return shortened(start, first_sentence(without_size(against.finding)))
     others = ranked({id: s for id, s in sections.items() if id != "accuracy"})
     for severity in ("act", "look"):
         for section in others:
@@ -134,6 +146,7 @@ def next_steps(
     if "groups" in sections and "named" in sections["groups"].tables:
         named = sections["groups"].frame("named")["slice"][0]
         add(f"Look at the mistakes on {named}, and add images like them.")
+    steps += [found for id in WHAT_HELPS if (found := _help(id, sections, evidence, options))]
     if accuracy and "permutation" in accuracy.tables:
         add("Put the class names into the model's order, or name them in a class map.")
     elif accuracy and "per_class" in accuracy.tables and (step := more_images(accuracy)):
@@ -153,6 +166,45 @@ def next_steps(
         text = "If several images show one thing (patient, module, camera), name its column:"
         add(text, source_column="NAME")
     return steps
+
+
+def _help(
+    id: str, sections: dict[str, Section], evidence: Evidence, options: Options
+) -> dict[str, Any] | None:
+    """What to do about a finding of this section: {sentence, command, gain}; None without one."""
+    section = sections.get(id)
+    if section is None or section.severity not in ("look", "act"):
+        return None
+    data = options.data
+    values = section.values
+    step: dict[str, Any] = {"command": "", "gain": None}
+    if id == "corruptions":
+        if options.harden or evidence.model.get("origin") != "made":
+            return None
+        step["sentence"] = "Train the head also on mildly changed copies, and see what it mends:"
+        step["command"] = command(options.model_copy(update={"harden": True}))
+    elif id == "labels":
+        flagged = values.get("flagged")
+        if flagged is None or not flagged.estimate:
+            return None
+        labels = plural(int(flagged.estimate), "label")
+        step["sentence"] = f"Review the {labels} that look wrong, most doubtful first:"
+        step["command"] = shlex.join(
+            ["beholder", "curate", place(data), "--method", "label_errors"]
+        )
+        step["gain"] = values.get("gain_without")
+    elif id == "duplicates":
+        if not (values["images"].estimate or 0) > 0:
+            return None
+        step["sentence"] = "Keep one image of every picture that is there more than once:"
+        step["command"] = shlex.join(["beholder", "curate", place(data), "--method", "duplicates"])
+    elif id == "unknown":
+        step["sentence"] = "Put the guard before the model, and see what it refuses:"
+        step["command"] = "beholder guard score RUN/guard IMAGES"
+    else:
+        step["sentence"] = "Look at the images that are unlike the others before you train on them:"
+        step["command"] = shlex.join(["beholder", "curate", place(data), "--method", "outliers"])
+    return step
 
 
 def more_images(accuracy: Section) -> tuple[str, Value | None] | None:
