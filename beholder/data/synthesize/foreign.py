@@ -63,7 +63,7 @@ class FileForm:
         grey = bool(np.mean(facts["colourfulness"].to_numpy() < GREY) > 0.5)
         return cls(format, options, (side[0], side[1]), grey)
 
-    def size_up(self, image: np.ndarray) -> np.ndarray:
+    def sized(self, image: np.ndarray) -> np.ndarray:
         """uint8 [h, w, 3] to the median size."""
         return resize(image, self.size)
 
@@ -92,8 +92,8 @@ def _tables(images: Images, row: int) -> dict[str, Any]:
 
 def foreign(
     name: str, hashes: Collection[str], count: int, seed: int
-) -> Iterator[tuple[str, list[np.ndarray]]]:
-    """Embedded sets that are installed and are not the data at hand, each as up to `count` images.
+) -> Iterator[tuple[str, list[tuple[str, np.ndarray]]]]:
+    """Embedded sets that are installed and are not the data at hand, each as `some` of it.
 
     Args:
         name: of the data at hand. hashes: of its files (`FACTS_SCHEMA`); a set that shares one
@@ -109,7 +109,7 @@ def foreign(
             continue
         drawn = some(images, count, seed)
         if drawn and not known & {content for content, _ in drawn}:
-            yield other, [pixels for _, pixels in drawn]
+            yield other, drawn
 
 
 def some(images: Images, count: int, seed: int) -> list[tuple[str, np.ndarray]]:
