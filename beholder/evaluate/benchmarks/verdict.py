@@ -136,7 +136,7 @@ def next_steps(
     steps: list[dict[str, Any]] = []
 
     def add(text: str, gain: Value | None = None, **changed: object) -> None:
-        line = command(options.model_copy(update=changed)) if changed else ""
+        line = another(options, **changed) if changed else ""
         steps.append({"sentence": text, "command": line, "gain": gain})
 
     accuracy, calibration = sections.get("accuracy"), sections.get("calibration")
@@ -168,6 +168,12 @@ def next_steps(
     return steps
 
 
+def another(options: Options, **changed: object) -> str:
+    """The command of a study like this one but for what changed, in a directory of its own."""
+    elsewhere = {"out": None, "overwrite": False}
+    return command(options.model_copy(update=elsewhere | changed))
+
+
 def _help(
     id: str, sections: dict[str, Section], evidence: Evidence, options: Options
 ) -> dict[str, Any] | None:
@@ -182,7 +188,7 @@ def _help(
         if options.harden or evidence.model.get("origin") != "made":
             return None
         step["sentence"] = "Train the head also on mildly changed copies, and see what it mends:"
-        step["command"] = command(options.model_copy(update={"harden": True}))
+        step["command"] = another(options, harden=True)
     elif id == "labels":
         flagged = values.get("flagged")
         if flagged is None or not flagged.estimate:
