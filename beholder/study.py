@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ from beholder.core.verbs import callable_as
 from beholder.data.curate.manifest import Manifest
 from beholder.data.scanned import Scanned
 from beholder.data.sources import open_images
+from beholder.evaluate.against import TITLE, compare
 from beholder.evaluate.benchmarks import SECTIONS
 from beholder.evaluate.benchmarks.base import Evidence
 from beholder.evaluate.benchmarks.verdict import headline, verdict
@@ -69,9 +71,11 @@ from beholder.evaluate.given import (
     training_hashes,
 )
 from beholder.evaluate.measuring import Measuring, Plan
+from beholder.evaluate.pairs import Side
 from beholder.evaluate.report import Report
 from beholder.evaluate.report.pictures import render_pictures, wanted_pictures
 from beholder.evaluate.report.results import (
+    Against,
     BudgetFacts,
     DataFacts,
     Headline,
@@ -81,6 +85,7 @@ from beholder.evaluate.report.results import (
 )
 from beholder.evaluate.report.terminal import Progress, heading
 from beholder.evaluate.report.text import csv_text
+from beholder.evaluate.rival import Rival, same_encoder
 from beholder.evaluate.subject import (
     Allowance,
     Deployed,
@@ -192,6 +197,8 @@ class _Study:
         self.tracebacks: list[str] = []
         self.sections: dict[str, Section] = {}
         self.given = self._given()
+        self.rival = Rival.open(options.against) if options.against else None
+        self.against: Against | None = None
         self.vision: VisionModel | None = None
         self.deployed: Deployed | None = None
         self.features: Features | None = None
@@ -217,6 +224,7 @@ class _Study:
                 self._measure()
                 self._measure_cost()
                 self._summarise()
+                self._compare()
             except KeyboardInterrupt:
                 stopped = True
             report = self._report(stopped)
@@ -435,45 +443,13 @@ class _Study:
         return share(hits, self.data.unit[rows])
 
     def _judge(self, model: VisionModel | GivenModel) -> None:
-        options, hashes = self.options, self.data.facts["file_hash"].to_list()
-        place = self._cache_place()
-        if model.weights_hash is None:  # what cannot be named cannot be cached
-            place = Path(self.cleanup.enter_context(tempfile.TemporaryDirectory()))
-        self.place = place
-        run = isinstance(model, VisionModel)
-        views = 2 if run and model.mirror else 1
-        with self._stage("answers", len(self.data.images) * views, model.name) as stage:
-            judged: Judged
-            if isinstance(model, VisionModel):
-                model.to(self.device)
-                judged = judge_run(
-                    model,
-                    self._engine(model),
-                    self.data.images,
-                    hashes,
-                    trained_on=training_hashes(Path(options.model)) if options.model else set(),
-                    exact=self.data.facts["exact_hash"].to_list(),
-                    workers=self.workers,
-                    directory=place,
-                    progress=stage.advance,
-                )
-                self.vision = model
-            else:
-                judged = judge_given(
-                    model,
-                    self.data.images,
-                    hashes,
-                    class_map=options.class_map,
-                    by_position=options.by_position,
-                    workers=self.workers,
-                    directory=place,
-                    seed=options.seed,
-                    progress=stage.advance,
-                    trained_on=training_hashes(Path(options.model)) if options.model else None,
-                    exact=self.data.facts["exact_hash"].to_list(),
-                )
+        self.place = self._cache_place()
+        run = Path(self.options.model) if self.options.model else None
+        judged = self._answers_of(model, run, self.data.images, self.data.facts, "answers")
+        if isinstance(model, VisionModel):
+            self.vision = model
         if judged.gone:
-            self.data.lose(judged.gone, options.seed)
+            self.data.lose(judged.gone, self.options.seed)
             self._judge(model)
             return
         self.answered = answered = judged.answered
@@ -488,6 +464,48 @@ class _Study:
             self.deployed = DeployedGiven(model, judged.match, judged.kept, width)
         self.notes += judged.notes
         self.facts_of_model = model_facts(model, "given", judged.class_match)
+
+    def _answers_of(
+        self,
+        model: VisionModel | GivenModel,
+        run: Path | None,
+        images: Images,
+        facts: pl.DataFrame,
+        stage: str,
+    ) -> Judged:
+        """A given model's answers to images. `run`: where it comes from, to know what it learned
+        from."""
+        options, hashes = self.options, facts["file_hash"].to_list()
+        if model.weights_hash is None:  # what cannot be named cannot be cached
+            self.place = Path(self.cleanup.enter_context(tempfile.TemporaryDirectory()))
+        views = 2 if isinstance(model, VisionModel) and model.mirror else 1
+        with self._stage(stage, len(images) * views, model.name) as progress:
+            if isinstance(model, VisionModel):
+                model.to(self.device)
+                return judge_run(
+                    model,
+                    self._engine(model),
+                    images,
+                    hashes,
+                    trained_on=training_hashes(run) if run else set(),
+                    exact=facts["exact_hash"].to_list(),
+                    workers=self.workers,
+                    directory=self.place,
+                    progress=progress.advance,
+                )
+            return judge_given(
+                model,
+                images,
+                hashes,
+                class_map=options.class_map,
+                by_position=options.by_position,
+                workers=self.workers,
+                directory=self.place,
+                seed=options.seed,
+                progress=progress.advance,
+                trained_on=training_hashes(run) if run else None,
+                exact=facts["exact_hash"].to_list(),
+            )
 
     # sections, cost, report ------------------------------------------------------------------
 
@@ -599,6 +617,43 @@ class _Study:
                 self.directory.mark(id)
                 stage.advance(1)
 
+    def _compare(self) -> None:
+        """The other run on the same images, shown after the accuracy."""
+        if self.rival is None:
+            return
+        evidence = self.evidence or self._evidence()
+        corruptions = self.sections.get("corruptions")
+        own = Side(
+            "this model",
+            evidence.frame,
+            self.data.images.classes,
+            self.data.fingerprint,
+            corruptions.values.get("retained") if corruptions else None,
+        )
+        try:
+            self.against, section = compare(own, self._other_side(evidence), self.options.seed)
+        except Exception as error:  # a failing section must not end the study
+            finding = f"This section failed: {type(error).__name__}: {error}"
+            section = Section(id="against", title=TITLE, finding=finding, status="failed")
+            self.tracebacks.append(traceback.format_exc())
+        first = {id: part for id, part in self.sections.items() if id in ("data", "accuracy")}
+        self.sections = first | {"against": section} | self.sections
+
+    def _other_side(self, evidence: Evidence) -> Side:
+        """What it answered; on other data its model, if it is there, answers to these images."""
+        rival = self.rival
+        assert rival is not None
+        same_data = rival.report and rival.report.data.fingerprint == self.data.fingerprint
+        if same_data or not rival.has_model or not len(evidence.judged):
+            return rival.side()
+        model = rival.model()
+        images, facts = self.data.images, self.data.facts
+        if not (isinstance(model, VisionModel) and same_encoder(model, self.vision)):
+            mask = images.table["id"].is_in(evidence.judged["id"].to_list())
+            images, facts = images.where(mask), facts.filter(mask)
+        judged = self._answers_of(model, rival.path, images, facts, "against")
+        return rival.answering(judged, images, facts)
+
     def _report(self, stopped: bool) -> Report:
         evidence = self.evidence or self._evidence()
         decided = verdict(self.sections, evidence, self.options)
@@ -631,6 +686,7 @@ class _Study:
                 skipped=self._with_status("skipped_budget"),
             ),
             timing=dict(self.timing),
+            against=self.against,
             directory=self.directory.path,
             pictures=render_pictures(
                 lambda id: made[id] if id in made else self.data.images.read(row_of[id]), ids

@@ -233,6 +233,16 @@ class Report:
             beholder=results.beholder,
         )
 
+    def compare(self, other: Report) -> Section:
+        """This run against another, image by image: what both were judged on. Raises `DataError`
+        where one of them is not on disk."""
+        from beholder.evaluate.against import compare
+        from beholder.evaluate.pairs import Side
+
+        name = other.directory.name if other.directory else other.model_facts.name
+        sides = Side.of(self, "this model"), Side.of(other, name)
+        return compare(*sides, self.split.seed)[1]
+
     def open(self) -> None:
         """Show report.html in the browser. Raises `ArgumentError` if it was not saved."""
         path = None if self.directory is None else self.directory / "report.html"

@@ -58,6 +58,14 @@ VALUE_NAMES: dict[str, dict[str, str]] = {
         "straddling": "Copies across the split",
         "look_alike": "Look-alikes",
     },
+    "against": {
+        "accuracy": "Accuracy, difference",
+        "balanced": "Balanced accuracy, difference",
+        "auroc": "AUROC, difference",
+        "brier": "Brier score, difference",
+        "retained": "Skill retained, difference",
+        "refused": "Share refused, difference",
+    },
     "cost": {"latency_ms": "Latency, one image"},
 }
 """Names of values that keep their meaning, and how they are shown; a section may bring more."""
