@@ -42,6 +42,31 @@ class Goal:
             return logits.argmax(1) == self.targets
         return logits.argmax(1) != self.labels
 
+    def margin(self, logits: Tensor) -> Tensor:
+        """What an attack raises, [B]: from below 0 (not reached) to above it.
+
+        max_{j != y} z_j - z_y away from labels, z_t - max_{j != t} z_j towards targets. Unlike the
+        cross-entropy it does not vanish where the soft max is sure.
+
+        Raises:
+            ArgumentError: a custom goal has none.
+        """
+        classes = self.labels if self.targets is None else self.targets
+        if classes is None:
+            raise ArgumentError("This attack needs labels or targets, not a custom goal.")
+        own = logits.gather(1, classes[:, None])[:, 0]
+        others = logits.scatter(1, classes[:, None], -torch.inf).max(1).values
+        return own - others if self.labels is None else others - own
+
+    def part(self, rows: Tensor) -> Goal:
+        """The goal of these rows of the batch."""
+        if self.custom is not None:
+            return self
+        if self.targets is not None:
+            return Goal(targets=self.targets[rows])
+        assert self.labels is not None
+        return Goal(labels=self.labels[rows])
+
 
 @dataclass(frozen=True)
 class AttackResult:

@@ -2,7 +2,7 @@
 
 Madry, Makelov, Schmidt, Tsipras, Vladu: "Towards Deep Learning Models Resistant to Adversarial
 Attacks", ICLR 2018 (with one step and no random start: FGSM of Goodfellow, Shlens, Szegedy, ICLR
-2015).
+2015). `PGDWhole` looks for pictures that a file can keep.
 
 Example:
     >>> import torch
@@ -31,6 +31,9 @@ from beholder.core.registry import system
 from beholder.train.recipes.adversarial import pgd
 
 from .base import Attack, Goal
+
+ROUNDING = 1e-4
+"""Of 1/255: what float32 may lack of a whole one."""
 
 
 class Called(nn.Module):
@@ -99,3 +102,75 @@ class FGSM(PGD):
 
     def __init__(self, eps: float = 8 / 255) -> None:
         super().__init__(eps, 1, eps)
+
+
+def ascend_whole(
+    model: nn.Module,
+    images: Tensor,
+    goal: Goal,
+    eps: float,
+    steps: int,
+    start: Tensor,
+    step: float | None = None,
+) -> Tensor:
+    """Pictures of whole 1/255 within `eps` (linf) of `images` whose margin is the highest met.
+
+    The gradient is always that at the whole pixels, while the steps add up in between: what is
+    raised is what a file keeps. An image that reaches the goal leaves the batch.
+
+    Args:
+        images: float [B, 3, H, W] in [0, 1].
+        start: where to begin, as `images`.
+        step: None = 2.5 eps / steps.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(3, 2, bias=False))
+        >>> _ = nn.init.eye_(model[1].weight)  # red against green
+        >>> x = torch.tensor([[[[100]], [[99]], [[0]]]]) / 255
+        >>> found = ascend_whole(model, x, Goal(labels=torch.tensor([0])), 1 / 255, 2, x)
+        >>> (255 * found).flatten()
+        tensor([ 99., 100.,   0.])
+    """
+    step = 2.5 * eps / steps if step is None else step
+    low, high = (images - eps).clamp_min(0), (images + eps).clamp_max(1)
+    least, most = (255 * low - ROUNDING).ceil(), (255 * high + ROUNDING).floor()
+    x, best = start.clone(), images.clone()
+    top = torch.full((len(images),), -torch.inf, device=images.device)
+    left = torch.arange(len(images), device=images.device)
+    for turn in range(steps + 1):
+        whole = (255 * x[left]).round().clamp(least[left], most[left]) / 255
+        asked = turn < steps
+        with torch.set_grad_enabled(asked):
+            logits = model(whole.requires_grad_(asked))
+            margin = goal.part(left).margin(logits)
+        higher = (margin > top[left]).detach()
+        best[left[higher]], top[left[higher]] = whole.detach()[higher], margin.detach()[higher]
+        on = ~goal.part(left).reached(logits, whole)
+        if not asked or not on.any():
+            break
+        (gradient,) = torch.autograd.grad(margin[on].sum(), whole)
+        left = left[on]
+        moved = x[left] + step * gradient[on].sign()
+        x[left] = moved.clamp(low[left], high[left])
+    return best
+
+
+@system(name="pgd_whole")
+class PGDWhole(Attack):
+    """PGD by the margin, on pictures of whole 1/255; an image that is fooled is left alone.
+
+    Args:
+        eps: radius in pixel values of [0, 1].
+    """
+
+    ball = "linf"
+
+    def __init__(self, eps: float = 8 / 255, steps: int = 20) -> None:
+        if eps <= 0 or steps < 1:
+            raise ArgumentError(f"eps = {eps}, steps = {steps}: both must be above 0.")
+        self.eps, self.radius, self.steps = eps, eps, steps
+
+    def search(self, model: nn.Module, images: Tensor, goal: Goal, seed: int) -> Tensor:
+        noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(seed))
+        start = (images + self.eps * (2 * noise - 1).to(images)).clamp(0, 1)
+        return ascend_whole(model, images, goal, self.eps, self.steps, start)
