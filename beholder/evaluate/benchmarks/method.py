@@ -55,7 +55,7 @@ def command(options: Options) -> str:
         elif isinstance(value, tuple):
             words += [f"--{flag}", ",".join(map(str, value))]
         else:
-            words += [f"--{flag}", place(str(value))]
+            words += [f"--{flag}", place(f"{value:g}" if isinstance(value, float) else str(value))]
     return shlex.join(words)
 
 
