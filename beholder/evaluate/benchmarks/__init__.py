@@ -2,6 +2,7 @@
 
 from . import (  # noqa: F401
     accuracy,
+    adversarial,
     calibration,
     confusion,
     cost,
@@ -9,9 +10,13 @@ from . import (  # noqa: F401
     duplicates,
     explanations,
     groups,
+    inspection,
     labels,
     method,
     mistakes,
+    oddities,
+    shortcuts,
+    structure,
     unknown,
 )
 from .base import SECTIONS as _REGISTERED

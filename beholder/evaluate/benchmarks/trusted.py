@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ from beholder.core.files import digest
 from beholder.core.model import VisionModel
 from beholder.core.split import folds
 from beholder.evaluate.subject import Deployed, DeployedGiven, DeployedRun, Subject, sampled
-from beholder.metrics.detection import conformal_p, conformal_threshold
+from beholder.metrics.detection import conformal_p, conformal_threshold, references_needed
 from beholder.train.heads import decide
 from beholder.trust.detectors.base import FeatureDetector, Levels
 from beholder.trust.detectors.gaussian_ad import GaussianAD
@@ -23,6 +24,9 @@ from beholder.trust.detectors.knn import KNN
 FOLDS = 4
 MOST = 4_000
 """Images that detectors learn from; more cost time and change little."""
+
+FEWEST = 20
+"""Trusted images below which no detector is fitted."""
 
 BLOCK = 4_096
 Make = Callable[[], FeatureDetector]
@@ -87,6 +91,22 @@ def trusted(subject: Subject) -> Trusted:
     if len(learned) >= FOLDS:
         fold[learned] = folds(units, labels[learned], FOLDS, subject.seed)
     return Trusted(learned, judged, fold, how)
+
+
+def enough(trust: Trusted, fpr: float) -> bool:
+    """Whether detectors can be fitted, and any three of the four folds give a threshold."""
+    sizes = np.bincount(trust.fold[trust.learned] + 1, minlength=1)
+    rest = len(trust.learned) - sizes.max(initial=0)
+    return len(trust.learned) >= FEWEST and rest >= references_needed(fpr)
+
+
+def too_few(learned: int, fpr: float) -> str:
+    """The sentence for data of which not `enough` may be trusted."""
+    needed = max(FEWEST, math.ceil(references_needed(fpr) * FOLDS / (FOLDS - 1)) + 1)
+    return (
+        f"{learned:,} trusted images are too few for a threshold: about {needed:,} are needed to "
+        f"refuse {100 * fpr:g} % of images like them."
+    )
 
 
 def missing_rows(subject: Subject) -> np.ndarray:

@@ -8,14 +8,14 @@ import polars as pl
 
 from beholder.core.options import Options
 from beholder.core.sections import Figure, Section, Severity, Table, Value, share_text
-from beholder.metrics.detection import auroc, fpr95, references_needed
+from beholder.metrics.detection import auroc, fpr95
 from beholder.metrics.intervals import share
 
 from .base import Evidence, limited, plural, section, unit_of
 from .trusted import (
-    FOLDS,
+    too_few,
 )
-from .unknown_asked import FEWEST, GUARD, SETS, measure
+from .unknown_asked import GUARD, SETS, measure
 
 GOOD, ACT = 0.9, 0.5
 MOST_BENIGN = 0.15
@@ -165,10 +165,8 @@ def summarise(evidence: Evidence, options: Options) -> Section:
     how = records["how"].row(0, named=True)
     scores = records["scores"]
     if not len(scores):
-        needed = max(FEWEST, references_needed(options.fpr) * FOLDS // (FOLDS - 1) + 2)
-        few = f"{plural(how['learned'], 'trusted image')} are too few to set a guard"
-        finding_ = f"{few}: about {needed} are needed to refuse {100 * options.fpr:g} % of them."
-        return empty.model_copy(update={"finding": finding_, "status": "not_applicable"})
+        few = too_few(how["learned"], options.fpr)
+        return empty.model_copy(update={"finding": few, "status": "not_applicable"})
     detectors = records["detectors"]
     best = detectors.filter("recommended")["detector"][0]
     rows = table(scores, records.get("near"))

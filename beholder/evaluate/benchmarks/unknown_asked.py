@@ -15,7 +15,6 @@ from beholder.core.sections import Spent
 from beholder.data.sources import open_images
 from beholder.data.synthesize.foreign import BENIGN, BROKEN, GREY, FileForm, foreign, some
 from beholder.evaluate.subject import Subject, sampled
-from beholder.metrics.detection import references_needed
 from beholder.trust.detectors.answers import Energy, MaxSoftmax
 from beholder.trust.detectors.base import Levels, Scores
 
@@ -23,7 +22,6 @@ from .base import Records
 from .held_out import held_out
 from .trusted import (
     BLOCK,
-    FOLDS,
     CrossFitted,
     Make,
     Trusted,
@@ -31,6 +29,7 @@ from .trusted import (
     asked_levels,
     data_levels,
     data_logits,
+    enough,
     feature_detectors,
     guarded,
     halves,
@@ -42,9 +41,6 @@ from .trusted import (
 
 GUARD = "guard"
 WANTED, FLOOR = 200, 50
-FEWEST = 20
-"""Trusted images below which no detector is fitted."""
-
 SETS = ("own", "far", "broken")
 """Kinds of set that must be refused; `own` = given by the user, which then decides alone."""
 
@@ -109,9 +105,7 @@ def measure(subject: Subject) -> Records:
     model, fpr = subject.model, subject.options.fpr
     assert model is not None
     trust = trusted(subject)
-    largest = max((int((trust.fold[trust.learned] == k).sum()) for k in range(FOLDS)), default=0)
-    enough = len(trust.learned) - largest >= references_needed(fpr)
-    if len(trust.learned) < FEWEST or not enough:
+    if not enough(trust, fpr):
         return Records({"scores": pl.DataFrame(schema=ROWS), "how": _how(trust, None, "")})
     logits = data_logits(subject)
     fits = _fitted(subject, trust, logits)

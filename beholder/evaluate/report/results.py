@@ -30,6 +30,12 @@ VALUE_NAMES: dict[str, dict[str, str]] = {
         "auroc": "AUROC",
         "kappa_chance": "Skill above chance",
     },
+    "inspection": {
+        "auroc": "AUROC, defects against good images",
+        "refused": "Defects found",
+        "false_refusals": "False alarms",
+        "planted_found": "Planted defects found",
+    },
     "groups": {"worst": "Worst group"},
     "calibration": {
         "ece": "ECE",
@@ -57,6 +63,13 @@ VALUE_NAMES: dict[str, dict[str, str]] = {
         "images": "Images with a copy",
         "straddling": "Copies across the split",
         "look_alike": "Look-alikes",
+    },
+    "structure": {
+        "groups": "Stable groups",
+        "stability": "Agreement of halves",
+        "nearest": "Typical distance to the nearest",
+        "lone": "Far from all others",
+        "estimated_accuracy": "Accuracy, estimated",
     },
     "against": {
         "accuracy": "Accuracy, difference",
