@@ -101,6 +101,7 @@ from beholder.models.given import open_model
 from beholder.models.given_model import GivenModel
 from beholder.models.run import attach_portable, is_run, load, save_model
 from beholder.train.answers import Answers, Labelled, answer
+from beholder.train.harden import add_copies
 from beholder.train.heads import decide, probability
 from beholder.train.made import (
     VIEWS,
@@ -364,6 +365,8 @@ class _Study:
         limit = options.budget * 60
         share_of = FEATURE_SHARE * limit if limit else float("inf")
         vision, features = found.run(vision.to(self.device), lambda: min(share_of, self._left()))
+        if options.harden and "mirror" in views:
+            add_copies(found, vision, features, lambda: min(share_of / 2, self._left()))
         if found.given_up:
             self.shortened = self._uses("features", "answers")
             self.notes.append(f"Shortened by the budget: {', '.join(found.given_up)}.")
@@ -428,6 +431,9 @@ class _Study:
         head["options"] |= {f"{chosen.metric}, {name}": s for name, s in chosen.scores.items()}
         if chosen.without_mirror is not None:
             head["options"][f"{chosen.metric}, without mirror"] = chosen.without_mirror
+        if chosen.with_copies is not None:
+            head["options"][f"{chosen.metric}, with changed copies"] = chosen.with_copies
+            head["options"]["hardened"] = chosen.hardened
         self.facts_of_model = model_facts(vision, "made", "exact") | {
             "head": head,
             "macs": macs(vision.to("cpu"), torch.zeros(1, 3, *vision.input_size)),

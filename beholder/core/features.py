@@ -30,7 +30,8 @@ from .images import Images
 if TYPE_CHECKING:
     from .engines import Engine
 
-View = Literal["image", "mirror"]
+View = Literal["image", "mirror", "copy"]
+"""`copy`: the image mildly changed, to learn from (`beholder.train.harden`)."""
 SHARD = 256
 HALF = np.dtype(np.float16)
 FOOTER = 24  # 16 bytes of BLAKE2b, 8 bytes of length

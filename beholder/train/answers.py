@@ -103,6 +103,7 @@ class Trainer:
             self.data.unit[rows],
             seed=self.seed,
             candidates=candidates,
+            harden=self.features.has("copy"),
         )
 
     def linear(self, features: Features, rows: np.ndarray, columns: slice, strength: float) -> Head:
@@ -263,6 +264,7 @@ def _learning(
         np.zeros(len(train), int),
         views,
         seed=trainer.seed,
+        copies=fitted.copies,
     )
     names = np.unique(data.unit[train])
     whole = fitted.probability(fitted.decide(trainer.features, judged)).argmax(1)

@@ -37,6 +37,7 @@ from .solvers import (
 BLOCK = 8_000
 LOGISTIC_ONLY = 50_000
 LANDMARKS = 2_000
+MOST_LOST = 0.01
 ABSENT = -20.0  # the decision for a class that the training part does not have
 
 
@@ -77,6 +78,8 @@ class Fitted:
         decisions: cross-fitted [n, K] of the training images, in the order of `rows`.
         scores: candidate -> cross-validated score.
         without_mirror: the chosen candidate's score on single views, or None.
+        with_copies: its score when it learns from changed copies too, or None without such.
+        hardened: it did learn from them.
     """
 
     head: Head
@@ -87,6 +90,13 @@ class Fitted:
     scores: dict[str, float]
     metric: str
     without_mirror: float | None = None
+    with_copies: float | None = None
+    hardened: bool = False
+
+    @property
+    def copies(self) -> list[View]:
+        """Views that it learned from and does not decide by."""
+        return ["copy"] if self.hardened else []
 
     def decide(self, features: Features, rows: np.ndarray) -> np.ndarray:
         """Decisions [len(rows), K], averaged over the views in use."""
@@ -221,6 +231,7 @@ class Problem:
     `views`.
 
     Args:
+        copies: views that are learned from as well, and never decided by.
         labels: [n] class indices of `rows`.
         soft: [n, C] label distributions (one-hot where certain).
         fold: [n] fold of each row, 0 .. folds - 1.
@@ -236,11 +247,12 @@ class Problem:
         views: list[View],
         columns: slice | None = None,
         seed: int = 0,
+        copies: Sequence[View] = (),
     ) -> None:
         crowded = len(rows) * len(views) > BLOCK
-        learned: list[View] = ["image"] if crowded else views
-        self.more_views: list[View] = [view for view in views if view not in learned]
-        self.design = Design(features, rows, learned, columns)
+        self.learned: list[View] = ["image"] if crowded else views
+        self.more_views: list[View] = [view for view in views if view not in self.learned]
+        self.design = Design(features, rows, [*self.learned, *copies], columns)
         self.labels, self.soft, self.fold, self.seed = labels, soft, fold, seed
         self.classes = soft.shape[1]
         self.outputs = 1 if self.classes == 2 else self.classes
@@ -269,7 +281,7 @@ class Problem:
                 more[number, images] = decide(
                     fit.head(), design.features, design.rows[images], view, design.columns
                 )
-        return np.concatenate([design.per_view(decisions), more]).mean(0)
+        return np.concatenate([design.per_view(decisions)[: len(self.learned)], more]).mean(0)
 
     def predict(self, candidate: Candidate, decisions: np.ndarray) -> np.ndarray:
         """Classes [n] of cross-fitted decisions, calibrated on themselves."""
@@ -460,6 +472,7 @@ def select(
     *,
     seed: int = 0,
     candidates: Sequence[Candidate] | None = None,
+    harden: bool = False,
 ) -> Fitted:
     """The head for these training images, chosen by 4-fold cross-validation and calibrated on it.
 
@@ -471,6 +484,7 @@ def select(
     Args:
         rows: rows of `features` to train on; none of them may be judged later.
         labels, soft, units: of these rows: [n], [n, C], [n].
+        harden: learn from the view `copy` too, unless that costs `MOST_LOST` of the score.
     """
     counts = np.bincount(labels, minlength=soft.shape[1])
     rarest = int(counts[counts > 0].min())
@@ -503,6 +517,16 @@ def select(
         without = score(single.predict(chosen, plain))
         if without > scores[chosen]:
             problem, decisions[chosen], mirror = single, plain, False
+            scores[chosen] = without
+    with_copies, hardened = None, False
+    if harden:
+        looked: list[View] = ["image", "mirror"] if mirror else ["image"]
+        taught = Problem(features, rows, labels, soft, fold, looked, seed=seed, copies=["copy"])
+        found = taught.cross_fit(chosen)
+        with_copies = score(taught.predict(chosen, found))
+        hardened = scores[chosen] - with_copies < MOST_LOST
+        if hardened:
+            problem, decisions[chosen] = taught, found
     head = problem.fit(chosen)
     head.fit_calibration(decisions[chosen], labels)
     return Fitted(
@@ -514,4 +538,6 @@ def select(
         scores={str(candidate): found for candidate, found in scores.items()},
         metric="balanced accuracy" if balanced else "accuracy",
         without_mirror=without,
+        with_copies=with_copies,
+        hardened=hardened,
     )
