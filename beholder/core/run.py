@@ -20,7 +20,7 @@ STATE = "state.json"
 FILES = (
     STATE,
     *("run.toml", "results.json", "environment.json", "log.txt", "report.html", "report.md"),
-    *("predictions.parquet", "skipped.csv", "model.safetensors", "config.json"),
+    *("predictions.parquet", "skipped.csv", "label_first.csv", "model.safetensors", "config.json"),
     *("head.safetensors", "head.json"),
 )
 """What a run writes, beside `records/`."""

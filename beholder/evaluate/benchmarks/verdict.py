@@ -79,7 +79,7 @@ def sentence(sections: dict[str, Section], evidence: Evidence) -> str:
     if accuracy is not None and accuracy.status in ("measured", "reduced"):
         start = first_sentence(accuracy.finding)
     else:
-        start = _what_it_is(evidence)
+        start = _what_it_is(evidence, sections.get("structure"))
     against = sections.get("against")
     if against is not None and against.status == "measured":  # it was asked for
         return shortened(start, first_sentence(without_size(against.finding)))
@@ -91,8 +91,11 @@ def sentence(sections: dict[str, Section], evidence: Evidence) -> str:
     return shortened(start)
 
 
-def _what_it_is(evidence: Evidence) -> str:
+def _what_it_is(evidence: Evidence, structure: Section | None = None) -> str:
     images = plural(len(evidence.frame), "image")
+    if evidence.kind == "unlabelled" and structure and "to_label" in structure.tables:
+        found = first_sentence(structure.finding)
+        return f"{images}, no labels: {found[:1].lower()}{found[1:]}"
     if evidence.kind == "unlabelled":
         return f"{images}, no labels."
     if evidence.kind == "one_class":
@@ -143,6 +146,9 @@ def next_steps(
     if len(evidence.skipped):
         files = plural(len(evidence.skipped), "file")
         add(f"{files} skipped: read the list in skipped.csv, mend what should be in.")
+    if "structure" in sections and "to_label" in sections["structure"].tables:
+        for step in sections["structure"].frame("to_label")["what"]:
+            add(step)
     if "groups" in sections and "named" in sections["groups"].tables:
         named = sections["groups"].frame("named")["slice"][0]
         add(f"Look at the mistakes on {named}, and add images like them.")

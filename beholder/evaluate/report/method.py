@@ -22,6 +22,7 @@ FILES = {
     "skipped.csv": "images that could not be used, and why",
     "label_issues.parquet": "labels that look wrong; its column `verdict` takes your review",
     "duplicates.parquet": "groups of copies",
+    "label_first.csv": "images that are most worth a label, in their order",
     "model.safetensors": "backbone and a linear classifier; opens in plain timm",
     "head.safetensors": "the selected head",
     "run.toml": "every option of this run; repeats it",
