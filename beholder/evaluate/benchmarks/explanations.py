@@ -3,63 +3,25 @@
 Grad-CAM where the model can be looked into, occlusion of one cell after the other where it cannot.
 The maps are tested on images drawn by chance: the cells of a 14 x 14 grid are blurred from the
 hottest on (deletion), or made sharp from the hottest on (insertion), while the probability of the
-answer is followed. They are evidence if both go better than with the cells in an order by chance.
+answer is followed. They are evidence if both go better than with the same maps moved elsewhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
-import torch
 
-from beholder.core.errors import DataError
 from beholder.core.options import Options
-from beholder.core.sections import (
-    Figure,
-    Picture,
-    Section,
-    Severity,
-    Spent,
-    Table,
-    Value,
-    share_text,
-)
-from beholder.evaluate.heat_maps import (
-    ByGradient,
-    ByOcclusion,
-    Design,
-    Mapper,
-    areas,
-    border_ratio,
-    laid_over,
-)
+from beholder.core.sections import Figure, Picture, Section, Severity, Table, Value, share_text
 from beholder.metrics.bootstrap import paired
-from beholder.metrics.explanation import spearman
 
-from .base import Evidence, Records, limited, plural, section, unit_of
-from .mistakes import shown, triaged
+from .base import Evidence, limited, plural, section, unit_of
+from .explaining import CENTRE, COLUMNS, ROLES, WORST, explained, measure
 
-if TYPE_CHECKING:
-    from beholder.evaluate.subject import Allowance, Subject
-
-MAPS, LEAST_MAPS = 16, 8  # images that are shown
-TESTED, LEAST_TESTED = 64, 20  # fewer than 20 give no interval
-DESIGNS = (Design(8, 3, True), Design(8, 1, True), Design(3, 1, False))
-"""From thorough to quick; the first that the budget allows on the least number of images."""
-PROBE = 4
-FORGETFUL = 4  # images whose maps are made again with shuffled weights
 SURVIVES, LEANS, LEAST_OF_CLASS = 0.5, 2.0, 5
-EACH = 4  # right and sure, right and unsure; twice as many mistakes
-SURE, UNSURE, WORST, MISTAKE = ROLES = (
-    *("right and sure", "right and unsure", "worst mistakes"),
-    "mistake",  # shown by the section of mistakes
-)
 FRAME_AREA = 0.36
-COLUMNS = ("deletion", "insertion", "deletion_random", "insertion_random")
-CENTRE = ("deletion_centre", "insertion_centre")
 
 
 def finding(
@@ -68,7 +30,7 @@ def finding(
     border: tuple[str, float] | None,
     tested: int,
 ) -> tuple[Severity, str]:
-    """`good` where the maps beat chance in deletion and in insertion, and nothing else is odd.
+    """`good` where the maps beat themselves moved elsewhere in both curves, and nothing is odd.
 
     Args:
         gains: deletion_gain, insertion_gain and, where measured, deletion_gain_centre and
@@ -82,11 +44,14 @@ def finding(
     if any(gain.low is None for gain in both):
         ahead = all((gain.estimate or 0) > 0 for gain in both)
         said = "better than" if ahead else "no better than"
-        return "none", f"On {images}, too few to judge by, the heat maps did {said} chance."
+        return "none", (
+            f"On {images}, too few to judge by, the heat maps did {said} the same maps moved "
+            "elsewhere."
+        )
     if any((gain.low or 0) <= 0 for gain in both):
         return "look", (
-            f"The heat maps are not evidence on this model: on {images} the hottest places tell "
-            "no more of the answer than places by chance."
+            f"The heat maps are not evidence on this model: on {images} they tell as much of the "
+            "answer when they are moved elsewhere."
         )
     if survives is not None and survives >= SURVIVES:
         return "look", (
@@ -112,13 +77,6 @@ def finding(
     return "good", f"{said}."
 
 
-def explained(evidence: Evidence) -> pl.DataFrame:
-    """The rows whose answers are explained: the judged ones, without labels all answers."""
-    frame = evidence.judged if evidence.has_labels else evidence.frame
-    there = pl.col("probability").is_not_null() & pl.col("predicted").is_not_null()
-    return frame.filter(there) if "probability" in frame.columns else frame.head(0)
-
-
 def explained_or_why(evidence: Evidence) -> str | None:
     """The sentence where there is no answer to explain, else None."""
     if evidence.kind == "multilabel":
@@ -130,152 +88,8 @@ def explained_or_why(evidence: Evidence) -> str | None:
     return None
 
 
-def wished(evidence: Evidence) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Images to be shown, the most telling first: id, role, classes whose maps are wanted."""
-    rows = explained(evidence).sort(["confidence", "id"], descending=[True, False])
-    errors = triaged(evidence).head(2 * EACH) if evidence.has_labels else None
-    right = rows.filter(pl.col("correct")) if errors is not None else rows
-    each = EACH if errors is not None else 2 * EACH
-    sure = right.head(each)
-    unsure = right.slice(len(sure)).reverse().head(each)
-    mistakes = [] if errors is None else errors.select("id", "predicted", "true").rows()
-    queues: list[list[tuple[str, str, tuple[int, ...]]]] = [
-        [(id, WORST, (predicted, true)) for id, predicted, true in mistakes[start::2]]
-        for start in (0, 1)
-    ]
-    queues[1:1] = [[(id, SURE, (label,)) for id, label in sure.select("id", "predicted").rows()]]
-    queues += [[(id, UNSURE, (label,)) for id, label in unsure.select("id", "predicted").rows()]]
-    longest = max(map(len, queues))
-    return [queue[turn] for turn in range(longest) for queue in queues if turn < len(queue)]
-
-
-def planned(
-    allowance: Allowance, a_map: float, an_answer: float, available: int
-) -> tuple[Design, int]:
-    """The test that there is time for, and on how many images.
-
-    Args:
-        a_map, an_answer: seconds.
-        available: images.
-
-    Raises:
-        TooLittleTimeError: not even the quickest test on the least number of images.
-    """
-    floor = min(LEAST_TESTED, available)
-    kept = 1.5 * a_map * min(LEAST_MAPS, available)  # mistakes have two maps
-    left = allowance.left - kept
-    prices = {design: a_map + design.answers * an_answer for design in DESIGNS}
-    fitting = [design for design in DESIGNS if floor * prices[design] <= left]
-    if not fitting:
-        allowance.count((kept + floor * prices[DESIGNS[-1]]) / floor, floor, floor)
-    design = fitting[0] if fitting else DESIGNS[-1]
-    return design, int(min(TESTED, available, max(floor, left / prices[design])))
-
-
-def measure(subject: Subject) -> Records:
-    """Maps of the images that are shown, and the test of maps on images drawn by chance."""
-    from beholder.evaluate.subject import TooLittleTimeError, sampled  # they import this package
-
-    model, evidence = subject.model, subject.evidence
-    assert model is not None
-    mapper: Mapper = ByOcclusion(model) if model.vision is None else ByGradient(model)
-    row_of = {id: row for row, id in enumerate(evidence.frame["id"])}
-    answers = dict(explained(evidence).select("id", "predicted").iter_rows())
-    rows = np.array([row_of[id] for id in answers])
-    labels = np.array(list(answers.values()))
-    an_answer = subject.price()
-    probe, known = subject.prepared(rows[:PROBE])
-    if not len(known):
-        raise DataError("The images cannot be read any more.")
-    a_map = mapper.price(probe[0], int(known[0]), an_answer)
-    available = len(rows)
-    try:
-        design, tested = planned(subject.allowance, a_map, an_answer, available)
-    except TooLittleTimeError as error:
-        if model.vision is not None:
-            raise
-        times = pl.DataFrame({"needs": [error.needs], "left": [max(error.left, 0.0)]})
-        return Records({"too_long": times})
-    subject.expect(tested + min(MAPS, available))
-    label_of = dict(zip(rows.tolist(), labels.tolist(), strict=True))
-    faithfulness, sanity = [], []
-    for row in sampled(rows, labels, tested, subject.seed).tolist():
-        pixels, known = subject.prepared([row])
-        subject.progress(1)
-        if not len(known):
-            continue
-        label = label_of[row]
-        (heatmap,) = mapper(pixels, known, np.array([label]))
-        found = areas(model, pixels[0], row, label, heatmap, design, subject.seed)
-        faithfulness.append(
-            (
-                *(evidence.frame["id"][row], label, found.deletion, found.insertion),
-                *(found.chance, found.chance, found.deletion_middle, found.insertion_middle),
-                border_ratio(heatmap),
-            )
-        )
-        if isinstance(mapper, ByGradient) and len(sanity) < FORGETFUL:
-            other = mapper.forgetful(pixels, known, np.array([label]), subject.seed)
-            kept = spearman(torch.from_numpy(heatmap[None]), torch.from_numpy(other))
-            sanity.append((evidence.frame["id"][row], float(torch.nan_to_num(kept))))
-    maps, pictures = _pictured(subject, mapper, a_map)
-    schema = {"id": pl.String, "answer": pl.Int64}
-    schema |= dict.fromkeys((*COLUMNS, *CENTRE, "border"), pl.Float64)
-    how = {"method": [mapper.name], "steps": [design.steps], "orders": [design.chance]}
-    return Records(
-        {
-            "faithfulness": pl.DataFrame(faithfulness, schema, orient="row"),
-            "sanity": pl.DataFrame(sanity, {"id": pl.String, "survives": pl.Float64}, orient="row"),
-            "maps": maps,
-            "how": pl.DataFrame(how),
-        },
-        Spent(wanted=min(TESTED, available), used=tested, what="images"),
-        pictures,
-    )
-
-
-def _pictured(
-    subject: Subject, mapper: Mapper, a_map: float
-) -> tuple[pl.DataFrame, dict[str, np.ndarray]]:
-    """Maps to be shown, as many as there is time for: rows (picture, id, role, label, empty), and
-    picture -> RGBA."""
-    evidence, model, allowance = subject.evidence, subject.model, subject.allowance
-    assert model is not None
-    wishes = wished(evidence)
-    count = int(min(MAPS, max(LEAST_MAPS, allowance.left / (1.5 * a_map))))
-    row_of = {id: row for row, id in enumerate(evidence.frame["id"])}
-    maps, pictures = [], {}
-
-    def make(id: str, role: str, labels: Sequence[int]) -> None:
-        pixels, known = subject.prepared([row_of[id]])
-        if not len(known):
-            return
-        heat = mapper(pixels * len(labels), np.repeat(known, len(labels)), np.array(labels))
-        height, width = evidence.frame.select("height", "width").row(row_of[id])
-        for label, heatmap in zip(labels, heat, strict=True):
-            name = f"explanations/{len(maps)}"
-            pictures[name] = laid_over(heatmap, height, width, model.crop)
-            maps.append((name, id, role, label, bool(heatmap.max() <= 0)))
-
-    for id, role, labels in wishes[:count]:
-        make(id, role, labels)
-        subject.progress(1)
-    if evidence.has_labels:
-        done = {id for id, *_ in wishes[:count]}
-        more = shown(triaged(evidence)).filter(~pl.col("id").is_in(done))
-        for id, label in (
-            more.select("id", "predicted")
-            .head(int(min(len(more), max(allowance.left, 0) / a_map)))
-            .rows()
-        ):
-            make(id, MISTAKE, [label])
-    schema = {"picture": pl.String, "id": pl.String, "role": pl.String}
-    schema |= {"label": pl.Int64, "empty": pl.Boolean}
-    return pl.DataFrame(maps, schema, orient="row"), pictures
-
-
 def gains_of(rows: pl.DataFrame, units: np.ndarray, seed: int) -> dict[str, Value]:
-    """How much better the maps are than chance and, where measured, than a spot in the middle."""
+    """How much better the maps are than moved elsewhere and, where tried, than the middle."""
     gains = {}
     for baseline in ("random", "centre"):
         for kind in ("deletion", "insertion"):
@@ -292,15 +106,14 @@ def gains_of(rows: pl.DataFrame, units: np.ndarray, seed: int) -> dict[str, Valu
 
 def borders(rows: pl.DataFrame, classes: Sequence[str]) -> pl.DataFrame:
     """class, n (maps with positive heat), border_ratio (mean): the largest first."""
-    names = pl.Series(list(classes), dtype=pl.String)
-    return (
+    found = (
         rows.filter(pl.col("border").is_not_null())
         .group_by("answer")
         .agg(pl.len().alias("n"), pl.col("border").mean().alias("border_ratio"))
         .sort(["border_ratio", "answer"], descending=[True, False])
-        .with_columns(names.gather(pl.col("answer")).alias("class"))
-        .select("class", "n", "border_ratio")
     )
+    names = pl.Series("class", list(classes), dtype=pl.String).gather(found["answer"])
+    return found.select(names, "n", "border_ratio")
 
 
 def pictures(evidence: Evidence) -> list[Picture]:
@@ -355,7 +168,7 @@ def summarise(evidence: Evidence, options: Options) -> Section:
             id="explanations", title="Explanations", finding=why, status="not_applicable"
         )
     rows, sanity = records["faithfulness"], records["sanity"]
-    method, steps, orders = records["how"].row(0)
+    method, steps, moves = records["how"].row(0)
     units = rows.join(evidence.frame.select("id", "unit"), on="id", maintain_order="left")
     gains = gains_of(rows, units["unit"].to_numpy(), options.seed)
     border = borders(rows, evidence.classes)
@@ -394,31 +207,30 @@ def summarise(evidence: Evidence, options: Options) -> Section:
         },
         figures={"gains": _figure(gains)},
         pictures=pictures(evidence),
-        method=_method(method, steps, orders, len(rows)),
+        method=_method(method, steps, moves, len(rows)),
     )  # fmt: skip
 
 
 def _figure(gains: Mapping[str, Value]) -> Figure:
-    words = {"deletion": "hottest blurred first", "insertion": "hottest shown first"}
-    data = [
-        (
-            f"{words[name.split('_')[0]]}, against "
-            + ("the middle" if name.endswith("centre") else "chance"),
-            *(gain.estimate, gain.low, gain.high),
-        )
-        for name, gain in gains.items()
-    ]
+    words = {
+        "deletion_gain": "blurred, vs moved map",
+        "insertion_gain": "shown, vs moved map",
+        "deletion_gain_centre": "blurred, vs the middle",
+        "insertion_gain_centre": "shown, vs the middle",
+    }
+    data = [(words[name], gain.estimate, gain.low, gain.high) for name, gain in gains.items()]
     schema = {"label": pl.String} | dict.fromkeys(("value", "low", "high"), pl.Float64)
     return Figure(
         kind="dots",
         data=pl.DataFrame(data, schema, orient="row"),
-        title="How much more of the answer the heat maps hold",
-        x="probability of the answer gained, mean over the curve",
-        note="Above 0: the map finds what the model uses better than the baseline.",
+        title="How much more of the answer the hottest places hold",
+        x="points of probability gained, mean over the way",
+        note="The hottest places blurred first, or shown first. Above 0: better than the same map "
+        "moved elsewhere, or than a round spot in the middle.",
     )
 
 
-def _method(method: str, steps: int, orders: int, tested: int) -> list[str]:
+def _method(method: str, steps: int, moves: int, tested: int) -> list[str]:
     made = (
         "Grad-CAM on the last map of the network, both views of a mirrored answer added; of two "
         "classes the logit less the other's is explained."
@@ -432,8 +244,8 @@ def _method(method: str, steps: int, orders: int, tested: int) -> list[str]:
         f"blurred (sigma a twentieth of the side) in {steps} steps from the hottest cell on, and "
         "the other way round made sharp; the mean probability of the answer along the way is the "
         "figure.",
-        f"Chance: the same cells in {plural(orders, 'other order')} per image. An order by chance "
-        "read backwards is one as well, so both ways have one figure.",
+        f"Compared with the same map in {plural(moves, 'other place')} per image, moved over the "
+        "edge and perhaps mirrored, and with a round spot in the middle where there was time.",
         "Shuffled weights: the maps of the same network with the values of every layer in another "
         "order; a map that survives this (rank correlation 0.5 or more) explains nothing learnt.",
         "Border ratio: share of the positive heat in the outer tenth of each side over that "

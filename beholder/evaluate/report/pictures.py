@@ -24,7 +24,7 @@ def encode(image: Image.Image, side: int, quality: int = QUALITY) -> bytes:
     small = image.copy()
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
-    small.save(stream, "WEBP", quality=quality, method=4)
+    small.save(stream, "WEBP", quality=quality, alpha_quality=quality, method=4)
     return stream.getvalue()
 
 

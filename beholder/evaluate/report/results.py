@@ -47,6 +47,14 @@ VALUE_NAMES: dict[str, dict[str, str]] = {
         "coverage": "Share answered",
         "risk": "Error among the answered",
     },
+    "explanations": {
+        "deletion_gain": "Hottest blurred, against moved maps",
+        "insertion_gain": "Hottest shown, against moved maps",
+        "deletion_gain_centre": "Hottest blurred, against the middle",
+        "insertion_gain_centre": "Hottest shown, against the middle",
+        "survives": "Likeness with shuffled weights",
+        "border_ratio": "Heat at the border, highest class",
+    },
     "corruptions": {
         "retained": "Skill retained",
         "mce_reference": "mCE, relative to the reference head",
