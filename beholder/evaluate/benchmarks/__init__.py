@@ -5,6 +5,7 @@ from . import (  # noqa: F401
     adversarial,
     calibration,
     confusion,
+    corruptions,
     cost,
     data,
     duplicates,
