@@ -109,7 +109,7 @@ def robust_z(values: np.ndarray) -> np.ndarray:
     if spread > 0:
         return 0.6745 * apart / spread
     other = apart != 0
-    return np.where(other, np.sign(apart) * np.inf, 0.0) if other.mean() < RARE else 0.0 * apart
+    return np.where(other & (other.mean() < RARE), np.copysign(np.inf, apart), 0.0)
 
 
 def by_measures(frame: pl.DataFrame) -> pl.DataFrame:

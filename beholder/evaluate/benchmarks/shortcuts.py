@@ -23,7 +23,7 @@ from beholder.core.options import Options
 from beholder.core.sections import Figure, Section, Severity, Spent, Table, Value
 from beholder.core.split import folds
 from beholder.data.curate.metadata import ORDER, columns, metadata
-from beholder.metrics.bootstrap import auroc_macro_of, bootstrap
+from beholder.metrics.bootstrap import auroc_macro_of, bootstrap, by_wilson
 from beholder.metrics.classification import affordable_resamples, auroc_macro
 
 from .base import Evidence, Records, limited, plural, section, unit_of
@@ -259,6 +259,26 @@ def measure(subject: Subject) -> Records:
     )
 
 
+def auroc_value(probability: np.ndarray, y: np.ndarray, unit: np.ndarray) -> Value:
+    """AUROC with its bootstrap interval; where every resample is perfect, or units are too few,
+    Wilson's on the units of the rarest class.
+
+    Args:
+        probability: [n, C]; y: int [n]; unit: [n].
+    """
+    classes = np.unique(y)
+    value = bootstrap(
+        auroc_macro_of(probability, y),
+        unit,
+        resamples=affordable_resamples(len(y), len(classes)),
+        unit="",
+        higher_is_better=False,
+    )
+    if value.estimate is None or value.low is not None:
+        return value
+    return by_wilson(value, min(len(np.unique(unit[y == label])) for label in classes))
+
+
 def labels_or_why(evidence: Evidence) -> str | None:
     """The sentence for data without two classes to guess, else None."""
     if evidence.kind == "multilabel":
@@ -283,13 +303,7 @@ def summarise(evidence: Evidence, options: Options) -> Section:
         if not n or chosen[part].null_count():
             values[part] = Value.undefined("nothing to guess from", n, unit="")
             continue
-        values[part] = bootstrap(
-            auroc_macro_of(evidence.matrix(part, chosen), y),
-            chosen["unit"].to_numpy(),
-            resamples=affordable_resamples(n, len(np.unique(y))),
-            unit="",
-            higher_is_better=False,
-        )
+        values[part] = auroc_value(evidence.matrix(part, chosen), y, chosen["unit"].to_numpy())
         p[part] = guesses.filter(pl.col("part") == part)["p"][0]
     whole, file = values["all"], values["file"]
     severity, sentence = finding(
