@@ -16,7 +16,7 @@ from beholder.core.features import View
 from beholder.core.sections import Spent
 from beholder.core.split import Split
 from beholder.data.augment.corruptions import CORRUPTIONS, corrupt, draw_of
-from beholder.data.augment.pipelines import EDITS, PIPELINES
+from beholder.data.augment.pipelines import DECIDING, EDITS, PIPELINES
 from beholder.evaluate.subject import Allowance, Answer, Subject, sampled
 from beholder.models.classifier_heads import Head
 from beholder.train.answers import REFERENCE_STRENGTH, parts
@@ -48,7 +48,7 @@ class Cell:
 
 
 def blocks(seed: int) -> list[list[Cell]]:
-    """What is asked together, the most useful first; the first is never dropped."""
+    """What is asked together, the most useful first: mild changes, those that decide before all."""
 
     def mild(kind: str, changes: dict[str, Callable[[np.ndarray], np.ndarray]]) -> list[Cell]:
         return [
@@ -62,8 +62,15 @@ def blocks(seed: int) -> list[list[Cell]]:
             for name in CORRUPTIONS
         ]
 
-    first = [Cell(CLEAN, CLEAN, 0, lambda pixels, id: pixels), *mild("pipeline", PIPELINES)]
-    return [first, damage(ORDER[0]), mild("edit", EDITS), *map(damage, ORDER[1:])]
+    pipelines = mild("pipeline", PIPELINES)
+    first = [cell for cell in pipelines if cell.name in DECIDING]
+    return [
+        [Cell(CLEAN, CLEAN, 0, lambda pixels, id: pixels), *first],
+        [cell for cell in pipelines if cell not in first],
+        damage(ORDER[0]),
+        mild("edit", EDITS),
+        *map(damage, ORDER[1:]),
+    ]
 
 
 def _corrupted(name: str, severity: int, seed: int, pixels: np.ndarray, id: str) -> np.ndarray:
@@ -170,7 +177,7 @@ def measure(subject: Subject) -> Records:
             }
             found.append(pl.DataFrame(columns, ANSWERS))
     answers = pl.concat(found)
-    example, pictures = _example(answers, dict(zip(ids, pixels, strict=True)), todo[1])
+    example, pictures = _example(answers, dict(zip(ids, pixels, strict=True)), todo[2])
     return Records(
         {"answers": answers, "example": example},
         Spent(wanted=wanted, used=len(answers), what="answers"),

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from beholder.data.augment.corruptions import shown_as
+from beholder.data.augment.pipelines import PIPELINES
 from beholder.metrics.bootstrap import paired
 from beholder.metrics.intervals import holm, mcnemar, share
 from beholder.metrics.robustness import retained
@@ -173,7 +174,7 @@ def mild_table(measured: Measured, seed: int) -> pl.DataFrame:
     """change, n, accuracy, low, high, difference to clean (low, high), same_answer."""
     clean, before = measured.hits(CLEAN), measured.predicted(CLEAN)
     rows = []
-    for name in measured.kinds.get("pipeline", []):
+    for name in (name for name in PIPELINES if (name, 0) in measured.answers):
         hits = measured.hits(name)
         value = share(hits, measured.unit)
         difference = paired(hits, clean, measured.unit, unit="points", seed=seed)
