@@ -259,8 +259,8 @@ def methods(how: str, evidence: Evidence, options: Options, masks: bool) -> list
         f"refused_strict: {100 * STRICT:g} %.",
         "Planted: a piece of another image turned by a quarter, a blurred, a brighter or darker "
         "rectangle (2 to 10 % of the area each), a scratch, the image in shuffled tiles.",
-        "Heat: how far every place is from the Gaussian of whole good images; red is where one "
-        "pixel in a thousand of good images reaches.",
+        "Heat: how far every place is from the Gaussian of whole good images, in standard "
+        "deviations above what is usual there; faint red from 2 on, full red from 6.",
     ]
     if masks:
         lines.append(

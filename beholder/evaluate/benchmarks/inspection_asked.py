@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -40,6 +42,11 @@ WANTED, FLOOR = 100, 20
 SHOWN = 8
 """Pictures of missed defects, of false alarms and of found defects, each."""
 
+USUAL = 32
+"""Good images whose heat is taken as usual."""
+
+FAINT, FULL = 2.0, 6.0
+MAPS = 0.4  # of what is left of the time
 MOST_MAPS = 200
 DETECTOR = "gaussian_ad"
 """The one that the finding is about."""
@@ -80,12 +87,18 @@ def measure(subject: Subject) -> Records:
         for name, make in feature_detectors(level_columns(model)).items()
     }
     scores = _given(subject, trust, fits)
-    count = subject.allowance.count(subject.price() * len(DEFECTS), WANTED, FLOOR)
+    price = subject.price() * len(DEFECTS)
+    most = subject.allowance.count(price, WANTED, FLOOR)
+    if math.isfinite(left := max(subject.allowance.left, 0)):
+        most = max(min(most, int((1 - MAPS) * left / price)), FLOOR)
+    count = min(most, len(trust.judged))
     subject.expect(len(DEFECTS) * count)
     planted = _planted(subject, trust, fits, count)
     records = Records(
         {"scores": scores, "planted": planted, "how": pl.DataFrame([how])},
-        Spent(wanted=WANTED, used=count, what="planted defects of each kind"),
+        Spent(
+            wanted=min(WANTED, len(trust.judged)), used=count, what="planted defects of each kind"
+        ),
     )
     _located(subject, trust, fits[DETECTOR], scores, records)
     return records
@@ -178,19 +191,19 @@ def _located(
     encoder = Encoder(vision, subject.device)
     row_of = {id: row for row, id in enumerate(subject.images.table["id"])}
     rows = [row_of[id] for id in shown["id"]]
-    good = sampled(trust.judged, np.zeros(len(trust.judged), int), SHOWN, subject.seed)
+    good = sampled(trust.judged, np.zeros(len(trust.judged), int), USUAL, subject.seed)
     start = time.perf_counter()
-    usual = [heat for _, _, heat in _maps(subject, encoder, detector, good)]
-    price = (time.perf_counter() - start) / max(len(usual), 1)
-    if not usual or price * len(rows) > subject.allowance.left:
+    maps = [heat for _, _, heat in _maps(subject, encoder, detector, good)]
+    price = (time.perf_counter() - start) / max(len(maps), 1)
+    if len(maps) < 2 or price * len(rows) > subject.allowance.left:
         return
-    span = np.quantile(np.concatenate([heat.ravel() for heat in usual]), [0.5, 0.999])
+    usual = Usual.of(np.stack(maps))
     for row, pixels, heat in _maps(subject, encoder, detector, rows):
         name = subject.images.table["id"][row]
-        records.pictures[f"inspection/{name}"] = overlaid(pixels, heat, *map(float, span))
+        records.pictures[f"inspection/{name}"] = overlaid(pixels, usual.standardised(heat))
     mapped = [f"inspection/{id}" in records.pictures for id in shown["id"]]
     records.frames["shown"] = shown.with_columns(pl.Series("mapped", mapped, pl.Boolean))
-    if found := _aupro(subject, trust, encoder, detector, price):
+    if found := _aupro(subject, trust, encoder, detector, usual, price):
         records.frames["pixels"] = pl.DataFrame(found, orient="row")
 
 
@@ -212,10 +225,29 @@ def _maps(
     return found
 
 
-def overlaid(pixels: np.ndarray, heat: np.ndarray, low: float, high: float) -> np.ndarray:
-    """uint8 [H, W, 3]: the image in grey, red where `heat` [H, W] is high (of good images half are
-    below `low`, one pixel in a thousand is above `high`)."""
-    share = ((heat - low) / max(high - low, 1e-12)).clip(0, 1)[..., None] * 0.7
+@dataclass(frozen=True)
+class Usual:
+    """Heat of good images at each place: mean and standard deviation, [H, W]. Networks pad images,
+    so borders are far from the mean image in good images, too."""
+
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    @classmethod
+    def of(cls, maps: np.ndarray) -> Usual:
+        """`maps`: [N, H, W]."""
+        deviation = maps.std(0)
+        return cls(maps.mean(0), np.maximum(deviation, np.median(deviation) / 2) + 1e-12)
+
+    def standardised(self, heat: np.ndarray) -> np.ndarray:
+        """Standard deviations above what is usual at the place, [H, W]."""
+        return (heat - self.mean) / self.deviation
+
+
+def overlaid(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3]: the image in grey; the redder, the higher `heat` [H, W] is between `FAINT`
+    and `FULL` standard deviations above the usual."""
+    share = ((heat - FAINT) / (FULL - FAINT)).clip(0, 1)[..., None] * 0.7
     grey = pixels.mean(2, keepdims=True)
     return np.rint(grey * (1 - share) + np.array([220, 30, 20]) * share).astype(np.uint8)
 
@@ -242,7 +274,12 @@ def chosen(scores: pl.DataFrame) -> pl.DataFrame:
 
 
 def _aupro(
-    subject: Subject, trust: Trusted, encoder: Encoder, detector: GaussianAD, price: float
+    subject: Subject,
+    trust: Trusted,
+    encoder: Encoder,
+    detector: GaussianAD,
+    usual: Usual,
+    price: float,
 ) -> list[dict[str, object]]:
     """AUPRO of all types, and of each, on as many images with a mask (and as many good ones) as
     there is time for."""
@@ -256,13 +293,14 @@ def _aupro(
         return []
     rows = sampled(masked, label[masked], count, subject.seed)
     good = sampled(trust.judged, np.zeros(len(trust.judged), int), count, subject.seed)
-    clear = [heat for _, _, heat in _maps(subject, encoder, detector, good)]
+    clear = [usual.standardised(heat) for _, _, heat in _maps(subject, encoder, detector, good)]
     blank = [np.zeros(heat.shape, bool) for heat in clear]
     found = []
     for row, _, heat in _maps(subject, encoder, detector, rows):
         mask = _mask(subject, row)
         if mask is not None and mask.any():
-            found.append((subject.images.classes[label[row]], heat, mask))
+            kind = subject.images.classes[label[row]]
+            found.append((kind, usual.standardised(heat), mask))
     lines: list[dict[str, object]] = []
     for name in ["all", *dict.fromkeys(name for name, _, _ in found)]:
         own = [(heat, mask) for kind, heat, mask in found if name in ("all", kind)]

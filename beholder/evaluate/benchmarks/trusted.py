@@ -97,7 +97,7 @@ def enough(trust: Trusted, fpr: float) -> bool:
     """Whether detectors can be fitted, and any three of the four folds give a threshold."""
     sizes = np.bincount(trust.fold[trust.learned] + 1, minlength=1)
     rest = len(trust.learned) - sizes.max(initial=0)
-    return len(trust.learned) >= FEWEST and rest >= references_needed(fpr)
+    return bool(len(trust.learned) >= FEWEST and rest >= references_needed(fpr))
 
 
 def too_few(learned: int, fpr: float) -> str:
