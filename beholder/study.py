@@ -213,6 +213,8 @@ class _Study:
 
     def run(self) -> Report:
         self.data = self._read()
+        kinds, asked = (None, self.data.images.kind), self.options.sections or ()
+        self.wanted = [id for id in self.wanted if SECTIONS[id].only in kinds or id in asked]
         with only_writer(self._place()):
             self.directory = RunDirectory(self._place(), self.options, self.data.fingerprint)
             opened = data_facts(

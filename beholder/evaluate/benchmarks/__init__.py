@@ -15,6 +15,7 @@ from . import (  # noqa: F401
     labels,
     method,
     mistakes,
+    multilabel,
     oddities,
     shortcuts,
     structure,
@@ -25,7 +26,16 @@ from .base import SECTIONS as _REGISTERED
 ORDER = tuple(
     id
     for id in (
-        *("data", "accuracy", "inspection", "groups", "confusion", "mistakes", "calibration"),
+        *(
+            "data",
+            "accuracy",
+            "multilabel",
+            "inspection",
+            "groups",
+            "confusion",
+            "mistakes",
+            "calibration",
+        ),
         *("explanations", "corruptions", "adversarial", "unknown", "labels", "duplicates"),
         *("shortcuts", "oddities", "structure", "cost", "method"),
     )
@@ -34,7 +44,8 @@ ORDER = tuple(
 MEASURED = tuple(
     id
     for id in (
-        *("duplicates", "labels", "oddities", "shortcuts", "structure", "inspection", "unknown"),
+        *("duplicates", "labels", "oddities", "shortcuts", "structure", "multilabel"),
+        *("inspection", "unknown"),
         *("corruptions", "adversarial", "explanations"),
     )
     if id in _REGISTERED

@@ -120,6 +120,7 @@ class SectionSpec:
         uses: what has to be made first.
         share: of the budget, for `measure`.
         reads: a file in the run directory that people write into: `measure` reads it again.
+        only: kind of data without which the report has no line of it, unless it is asked for.
     """
 
     id: str
@@ -130,6 +131,7 @@ class SectionSpec:
     uses: Uses = "answers"
     share: float = 0.0
     reads: str = ""
+    only: DataKind | None = None
 
     def run(self, evidence: Evidence, options: Options) -> tuple[Section, str | None]:
         """The section, and the traceback where it failed."""
@@ -169,13 +171,14 @@ def section(
     uses: Uses = "answers",
     share: float = 0.0,
     reads: str = "",
+    only: DataKind | None = None,
 ) -> Callable[[Callable[[Evidence, Options], Section]], Callable[[Evidence, Options], Section]]:
     """Register `summarise(evidence, options) -> Section` under `id`; see `SectionSpec`."""
 
     def register(
         summarise: Callable[[Evidence, Options], Section],
     ) -> Callable[[Evidence, Options], Section]:
-        SECTIONS[id] = SectionSpec(id, title, needs, summarise, measure, uses, share, reads)
+        SECTIONS[id] = SectionSpec(id, title, needs, summarise, measure, uses, share, reads, only)
         return summarise
 
     return register

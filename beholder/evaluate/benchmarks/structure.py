@@ -81,7 +81,15 @@ def needs(evidence: Evidence) -> str | None:
     return f"Too few images to look for groups ({few} < {FEWEST})." if few < FEWEST else None
 
 
-@section("structure", "Structure", needs=needs, measure=measure, uses="features", share=0.03)
+@section(
+    "structure",
+    "Structure",
+    needs,
+    measure=measure,
+    uses="features",
+    share=0.03,
+    only="unlabelled",
+)
 def summarise(evidence: Evidence, options: Options) -> Section:
     """Stable groups, lone images, what to label first, and what a model answers."""
     records = evidence.records["structure"]

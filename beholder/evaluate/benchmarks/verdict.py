@@ -18,11 +18,14 @@ MAX_WORDS = 45
 MAX_NEXT = 5
 COUNTING = (
     *("accuracy", "inspection", "groups", "duplicates", "unknown", "labels", "corruptions"),
-    "against",
+    *("against", "multilabel"),
 )
+JUDGING = ("accuracy", "multilabel")
+"""How good the model is: where one of them applies, the verdict begins with it."""
 ORDER = (
     "duplicates",
     "accuracy",
+    "multilabel",
     "inspection",
     "against",
     "groups",
@@ -75,15 +78,16 @@ def overall(sections: dict[str, Section]) -> Severity:
 
 def sentence(sections: dict[str, Section], evidence: Evidence) -> str:
     """Accuracy's sentence (or what the data is), and the worst other one."""
-    accuracy = sections.get("accuracy")
-    if accuracy is not None and accuracy.status in ("measured", "reduced"):
-        start = first_sentence(accuracy.finding)
+    judging = [sections[id] for id in JUDGING if id in sections]
+    judging = [section for section in judging if section.status in ("measured", "reduced")]
+    if judging:
+        start = first_sentence(judging[0].finding)
     else:
         start = _what_it_is(evidence, sections.get("structure"))
     against = sections.get("against")
     if against is not None and against.status == "measured":  # it was asked for
         return shortened(start, first_sentence(without_size(against.finding)))
-    others = ranked({id: s for id, s in sections.items() if id != "accuracy"})
+    others = ranked({id: s for id, s in sections.items() if id not in JUDGING})
     for severity in ("act", "look"):
         for section in others:
             if section.severity == severity:

@@ -72,6 +72,12 @@ VALUE_NAMES: dict[str, dict[str, str]] = {
         "straddling": "Copies across the split",
         "look_alike": "Look-alikes",
     },
+    "multilabel": {
+        "map": "Mean average precision",
+        "map_chance": "Mean average precision by chance",
+        "f1_macro": "Macro F1",
+        "f1_micro": "Micro F1",
+    },
     "structure": {
         "groups": "Stable groups",
         "stability": "Agreement of halves",
