@@ -264,13 +264,16 @@ def test_a_map_no_better_than_the_middle_says_so():
     assert "in the middle" not in finding(good | centre, 0, None, 64)[1]
 
 
-def measured(n: int = 60, tested: int = 40, better: float = 0.2, border=None, wrong: int = 12):
+def measured(
+    n: int = 60, tested: int = 40, better: float = 0.2, border=None, wrong: int = 12, kind="classes"
+):
     """Two classes, `wrong` mistakes; maps that are `better` than elsewhere."""
     labels = np.arange(n) % 2
     predicted = np.where(np.arange(n) < wrong, 1 - labels, labels)
     confidence = np.linspace(0.55, 0.99, n)
     p = np.where(predicted == 1, confidence, 1 - confidence)
     evidence = planted.evidence(labels, np.stack([1 - p, p], 1), classes=("crack", "good"))
+    evidence.kind = kind
     ids, rng = evidence.frame["id"].to_list(), np.random.default_rng(0)
     base = rng.uniform(0.4, 0.6, tested)
     faithfulness = pl.DataFrame(
@@ -382,10 +385,10 @@ def test_any_number_of_mistakes_will_do(wrong):
 
 
 def test_without_labels_the_surest_and_the_least_sure_answers_are_shown():
-    evidence = measured()
-    evidence.kind = "unlabelled"
+    evidence = measured(kind="unlabelled")
     wishes = wished(evidence)
     assert [sum(role == own for _, own, _ in wishes) for role in ROLES] == [8, 8, 0, 0]
+    assert {shot.bucket for shot in summarise(evidence, OPTIONS).pictures} == {"sure", "unsure"}
 
 
 def test_beside_each_image_stands_its_map_and_the_mistakes_get_theirs():
@@ -498,6 +501,12 @@ def test_anonymous_reports_find_their_overlays_and_tell_no_file_name():
     assert "secret" not in str(section.to_dict())
 
 
+def black_box(images: torch.Tensor) -> torch.Tensor:
+    """Logits [B, 2] by whether the upper half is the brighter one."""
+    halves = images.float().mean((1, 3)).unflatten(1, (2, -1)).mean(2) / 32
+    return torch.stack([halves[:, 0] - halves[:, 1], halves[:, 1] - halves[:, 0]], 1)
+
+
 # all of it -----------------------------------------------------------------------------------
 
 
@@ -519,3 +528,24 @@ def test_a_study_makes_maps_tests_them_and_lays_them_over_its_mistakes(tmp_path)
     text = (tmp_path / "run" / "report.html").read_text()
     assert text.count('class="overlay"') > len(section.pictures)
     assert explanations.explained(measured()).height == 60
+
+
+@pytest.mark.parametrize(("budget", "status"), [(0, "measured"), (0.02, "not_applicable")])
+def test_a_black_box_is_explained_by_occlusion_if_there_is_time(tmp_path, budget, status):
+    data = folders(tmp_path / "data", ["one", "seven"], 4)
+    options = SMALL | {"sections": ("explanations",), "without": (), "model": black_box}
+    with alone(tmp_path / "cache") as patch:
+        patch.setattr(explaining, "MAPS", 2)
+        patch.setattr(explaining, "DESIGNS", (Design(3, 1, False),))
+        report = study(
+            data, out=tmp_path / "run", classes=("one", "seven"), budget=budget, **options
+        )
+    section = report["explanations"]
+    assert section.status == status
+    if status == "measured":
+        assert set(section.frame("faithfulness")["method"]) == {"occlusion"}
+        assert section.method[0].startswith("A black box")
+    else:
+        assert re.fullmatch(
+            r"Explaining a black box takes \d+ s; the budget had \d+ s.", section.finding
+        )

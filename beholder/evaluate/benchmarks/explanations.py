@@ -134,7 +134,7 @@ def pictures(evidence: Evidence) -> list[Picture]:
                     id=id,
                     caption=f"{true}, called {answer}" if role == WORST else answer,
                     alt=f"true {true}, {said}" if true else said,
-                    bucket=role,
+                    bucket=role if evidence.has_labels else role.removeprefix("right and "),
                     facts={"confidence": f"{row['confidence']:.2f}"},
                     beside=[
                         Picture(
