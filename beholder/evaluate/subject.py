@@ -250,7 +250,7 @@ class DeployedRun(Deployed):
             head=head,
             mirror=own.mirror,
             crop=own.crop,
-        )
+        ).to(own._mean.device)
 
     def target(self, label: int) -> Callable[[Tensor], Tensor]:
         match = self.match
