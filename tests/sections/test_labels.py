@@ -21,9 +21,10 @@ from beholder.evaluate.benchmarks.label_search import (
     listed,
     with_verdicts,
 )
-from beholder.evaluate.benchmarks.labels import Facts, finding, review, summarise
+from beholder.evaluate.benchmarks.labels import Facts, finding, least_recall, review, summarise
 
 OPTIONS = Options.parse(data="planted")
+LEAST = 0.583983  # Wilson's lower bound of 16 / 20
 
 
 @pytest.mark.parametrize(
@@ -179,10 +180,18 @@ def searched(
     return evidence
 
 
+def test_recall_is_bounded_by_the_luck_of_one_planting():
+    """Wilson's lower bound of 16 / 20, however often it was repeated."""
+    one = pl.DataFrame({"planted": [20], "found": [16]})
+    assert least_recall(one) == pytest.approx(LEAST, abs=1e-6)
+    assert least_recall(pl.concat([one] * 5)) == pytest.approx(LEAST, abs=1e-6)
+    assert least_recall(one.head(0)) == 0
+
+
 def test_the_range_goes_from_the_certain_to_flags_by_recall():
     section = summarise(searched(), OPTIONS)
     value = section.values["estimated_errors"]
-    assert (value.low, value.estimate) == (0, pytest.approx(20 / 0.8 / 400))
+    assert (value.low, value.estimate) == (0, pytest.approx(20 / LEAST / 400))
     assert section.values["recall"].estimate == 0.8
     assert section.values["precision"].estimate == 0.4
     assert section.values["recall_lowest"].estimate == 0.9
@@ -196,7 +205,7 @@ def test_the_range_goes_from_the_certain_to_flags_by_recall():
 def test_a_review_narrows_the_range_from_both_ends():
     section = summarise(searched(verdicts=["wrong"] * 8 + ["right"] * 12), OPTIONS)
     value = section.values["estimated_errors"]
-    assert (value.low, value.estimate) == (8 / 400, pytest.approx(8 / 0.8 / 400))
+    assert (value.low, value.estimate) == (8 / 400, pytest.approx(8 / LEAST / 400))
     assert section.values["reviewed_wrong"].estimate == 0.4
     assert section.severity == "act"
     assert "Of 20 reviewed labels 8 are wrong." in section.finding

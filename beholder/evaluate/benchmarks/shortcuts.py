@@ -47,8 +47,9 @@ FEATURES = {"feature": pl.String} | dict.fromkeys(("drop_file", "drop", "alone")
 GUESSES = {"part": pl.String, "model": pl.String, "auroc": pl.Float64, "p": pl.Float64}
 
 
-PICTURE = ("brightness", "colourfulness")
-"""Features that the picture itself shows: they may be the thing, so `act` needs others."""
+PICTURE = ("brightness", "colourfulness", "file size")
+"""Features that what the picture shows decides too (a file is the larger the more there is to see):
+they may be the thing itself, so `act` needs others."""
 PARTS = ("file", "all")
 
 
@@ -78,7 +79,7 @@ class Facts:
 
 
 def finding(facts: Facts) -> tuple[Severity, str]:
-    """`act`: the lower bound without brightness and colour above .8; `look`: any above .65."""
+    """`act`: the lower bound without what `PICTURE` tells above .8; `look`: with it above .65."""
     if not facts.n:
         return "none", f"Too few images to try: two classes of {FEWEST} images each are needed."
     if not facts.varies:
@@ -351,8 +352,8 @@ def summarise(evidence: Evidence, options: Options) -> Section:
             f"p: {PERMUTATIONS} permutations of the labels inside the given groups, against the "
             "guesses as they are (the models are not fitted again).",
             "drop: what the AUROC loses when a feature is exchanged between images (drop_file: in "
-            "a guess without brightness and colourfulness); alone: the AUROC of a tree of depth 3 "
-            "that has nothing else. To act on: only what is outside the picture.",
+            "a guess without brightness, colourfulness and file size, which what is shown decides "
+            "too); alone: the AUROC of a tree of depth 3 that has nothing else.",
             f"Looked at: {plural(n, 'image')}"
             + (f", drawn by chance (at most {MOST:,})." if n == MOST else "."),
         ],
