@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -55,36 +55,19 @@ class TooSlow(Exception):
     """The time for these images is over."""
 
 
-@dataclass
-class Clock:
-    """Ends an attack in its midst, and tells what a pass costs.
+@contextmanager
+def until(model: nn.Module, end: float) -> Iterator[None]:
+    """No pass begins after `end` (of `time.monotonic`): `TooSlow` then."""
 
-    Attributes:
-        end: of `time.monotonic`; no pass begins later.
-        passes: images that went through a model.
-    """
+    def check(*_: object) -> None:
+        if time.monotonic() > end:
+            raise TooSlow
 
-    end: float = float("inf")
-    passes: int = 0
-    begun: float = field(default_factory=time.monotonic)
-
-    @property
-    def price(self) -> float:
-        """Seconds per pass of one image, backward included."""
-        return (time.monotonic() - self.begun) / max(self.passes, 1)
-
-    @contextmanager
-    def watching(self, model: nn.Module) -> Iterator[None]:
-        def check(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if time.monotonic() > self.end:
-                raise TooSlow
-            self.passes += len(inputs[0])
-
-        handle = model.register_forward_pre_hook(check)
-        try:
-            yield
-        finally:
-            handle.remove()
+    handle = model.register_forward_pre_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @dataclass(frozen=True)
@@ -95,7 +78,7 @@ class Found:
         fgsm: None without gradients.
         longer: 1 / 0 = fooled or not at the decisive size, by the longer control too; -1 = not
             in the control.
-        images, pictures: [N, 3, H, W], before and after. answer: [N] that the latter get.
+        images, pictures: [N, 3, H, W], before and after. answers: [N] to the latter.
     """
 
     rows: np.ndarray
@@ -105,54 +88,72 @@ class Found:
     longer: Tensor
     images: Tensor
     pictures: Tensor
-    answer: Tensor
+    answers: Tensor
 
 
-def attacked(
-    subject: Subject, rows: np.ndarray, effort: int, restarts: int, control: int, clock: Clock
-) -> list[Found]:
-    """All attacks on these images, without those that are not answered rightly after all.
+@dataclass
+class Strength:
+    """What every image is given.
 
-    Args:
-        effort: steps, or queries of a black box.
-        control: how many of the images get the longer control.
+    Attributes:
+        effort: steps, or queries of a black box. restarts: at each size.
+        control: images that are still to get the longer control.
+        end: no pass of a model begins after it.
     """
-    model, device = subject.model, subject.device
-    assert model is not None
-    pixels, rows = subject.prepared(rows)
-    if not len(rows):
-        return []
-    whole = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(device).float() / 255
-    labels = torch.from_numpy(subject.evidence.frame["label"].to_numpy()[rows]).to(device).long()
-    gradients = model.differentiable
-    found = []
-    for module, places in model.modules(rows) if gradients else [(Asked(model), slice(None))]:
-        module = module.to(device) if gradients else module
-        with frozen(module), clock.watching(module):
-            right, gradient = _unattacked(module, whole[places], labels[places], gradients)
-            own = rows[places][right.cpu().numpy()]
-            if not len(own):
+
+    effort: int
+    restarts: int
+    control: int = CONTROL_IMAGES
+    end: float = float("inf")
+
+
+def attacked(subject: Subject, rows: np.ndarray, strength: Strength) -> list[Found]:
+    """All attacks on these images, without those that are not answered rightly after all."""
+    assert subject.model is not None
+    gradients, found = subject.model.differentiable, []
+    for module, own, images, labels in opened(subject, rows):
+        with frozen(module), until(module, strength.end):
+            right, gradient = _unattacked(module, images, labels, gradients)
+            if not right.any():
                 continue
+            own = own[right.cpu().numpy()]
             ids = [subject.images.table["id"][int(row)] for row in own]
 
             def seed(place: int, use: str, ids: list[str] = ids) -> int:
                 return int(digest(str(subject.seed), ids[place], use)[:12], 16)
 
-            images, y = whole[places][right], labels[places][right]
-            ladder = Ladder(module, images, y, SIZES, seed, restarts)
+            images, labels = images[right], labels[right]
+            ladder = Ladder(module, images, labels, SIZES, seed, strength.restarts)
             noise = ladder.noise()
             fgsm = None if gradient is None else ladder.fgsm(gradient[right])
-            smallest, pictures = ladder.pgd(effort) if gradients else ladder.square(effort)
+            climb = ladder.pgd if gradients else ladder.square
+            smallest, pictures, answers = climb(strength.effort)
             longer = torch.full_like(smallest, -1)
             if gradients:
-                longer[:control] = _by(smallest[:control], DECISIVE).long()
+                longer[: strength.control] = _by(smallest, DECISIVE)[: strength.control].long()
                 waiting = (longer == 0).nonzero()[:, 0]
                 longer[waiting] = ladder.at(waiting, DECISIVE, CONTROL_STEPS).long()
-                control = max(0, control - len(own))
-            with torch.no_grad():
-                answer = module(pictures).argmax(1)
-        found.append(Found(own, smallest, noise, fgsm, longer, images, pictures, answer))
+                strength.control = max(0, strength.control - len(own))
+        found.append(Found(own, smallest, noise, fgsm, longer, images, pictures, answers))
     return found
+
+
+def opened(
+    subject: Subject, rows: np.ndarray
+) -> Iterator[tuple[nn.Module, np.ndarray, Tensor, Tensor]]:
+    """The models that answer these rows, each with its rows, images and labels."""
+    model = subject.model
+    assert model is not None
+    pixels, rows = subject.prepared(rows)
+    if not len(rows):
+        return
+    images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(subject.device).float() / 255
+    labels = torch.from_numpy(subject.evidence.frame["label"].to_numpy()[rows]).to(images).long()
+    if not model.differentiable:
+        yield Asked(model), rows, images, labels
+        return
+    for module, places in model.modules(rows):
+        yield module.to(subject.device), rows[places], images[places], labels[places]
 
 
 def _by(smallest: Tensor, size: int) -> Tensor:
@@ -184,11 +185,27 @@ def portions(rows: np.ndarray, labels: np.ndarray, count: int, seed: int) -> lis
     return parts
 
 
+def price(subject: Subject, rows: np.ndarray) -> float:
+    """Seconds of one step, or of one answer of a black box, for one image."""
+    assert subject.model is not None
+    if not subject.model.differentiable:
+        return subject.price()
+    for module, _, images, labels in opened(subject, rows[:1]):
+        with frozen(module):
+            _unattacked(module, images, labels, True)
+            begun = time.perf_counter()
+            _unattacked(module, images, labels, True)
+            return time.perf_counter() - begun
+    return 0.0
+
+
 def measure(subject: Subject) -> Records:
-    """Attack as many images as there is time for; with fewer steps before fewer than the floor.
+    """Attack as many images as there is time for.
+
+    Fewer steps are made where the time for the floor would not last if nothing could be fooled.
 
     Raises:
-        TooLittleTimeError: not even the floor can be reached with the fewest steps.
+        TooLittleTimeError: the floor is out of reach.
     """
     model, budget = subject.model, subject.options.budget
     assert model is not None
@@ -200,13 +217,11 @@ def measure(subject: Subject) -> Records:
     parts = portions(rows, labels, count, subject.seed)
     subject.expect(count)
     restarts = 1 if 0 < budget < LONG_BUDGET else MANY_RESTARTS
-    efforts = STEPS if model.differentiable else QUERIES
-    effort = efforts[0]
-    try:
-        found, seen = _within_time(subject, parts, effort, restarts, lesser=True)
-    except TooLittleTimeError:
-        effort = efforts[1]
-        found, seen = _within_time(subject, parts, effort, restarts, lesser=False)
+    most, least = STEPS if model.differentiable else QUERIES
+    passes = min(FLOOR, count) * len(SIZES) * restarts
+    each, left = price(subject, parts[0]), subject.allowance.left
+    effort = most if each * passes * most <= left else least
+    found, seen = _within_time(subject, parts, Strength(effort, restarts), each * passes * effort)
     setting = {
         "attack": "pgd" if model.differentiable else "square",
         "effort": effort,
@@ -219,35 +234,29 @@ def measure(subject: Subject) -> Records:
 
 
 def _within_time(
-    subject: Subject, parts: list[np.ndarray], effort: int, restarts: int, lesser: bool
+    subject: Subject, parts: list[np.ndarray], strength: Strength, needs: float
 ) -> tuple[list[Found], int]:
     """What there is time for, and how many images were looked at.
 
     Args:
-        lesser: there is a lesser effort; then the first images may only take their share of the
-            time for the floor.
+        needs: seconds of the floor at worst.
     """
-    allowance, clock = subject.allowance, Clock()
-    total, seen, control = allowance.left, 0, CONTROL_IMAGES
-    floor = min(FLOOR, sum(map(len, parts)))
+    allowance, begun = subject.allowance, time.monotonic()
+    total, seen, floor = allowance.left, 0, min(FLOOR, sum(map(len, parts)))
+    strength.end = begun + total
     found: list[Found] = []
     for part in parts:
-        share = min(0.5, len(part) / floor) if lesser and not seen else 1.0
-        clock.end = clock.begun + share * total
         try:
-            more = attacked(subject, part, effort, restarts, control, clock)
+            found += attacked(subject, part, strength)
         except TooSlow:
-            if seen >= floor:
-                break
-            needs = floor * len(SIZES) * effort * clock.price
-            raise TooLittleTimeError(needs, allowance.left) from None
-        found += more
-        control = max(0, control - sum(len(some.rows) for some in more))
+            if seen < floor:
+                raise TooLittleTimeError(max(needs, total), total) from None
+            break
         seen += len(part)
-        pace = (time.monotonic() - clock.begun) / seen
-        if seen < floor and pace * floor > total:
-            raise TooLittleTimeError(pace * floor, allowance.left)
         subject.progress(len(part))
+        pace = (time.monotonic() - begun) / seen
+        if seen < floor and pace * floor > total:
+            raise TooLittleTimeError(pace * floor, total)
         if seen >= floor and pace * len(part) > allowance.left:
             break
     return found, seen
@@ -268,7 +277,7 @@ def recorded(
             if some.longer[k] >= 0:
                 control.append((id, DECISIVE, 0 < least <= DECISIVE, bool(some.longer[k])))
             if least and len(shown) < PICTURES:
-                shown.append((id, least, classes[int(some.answer[k])]))
+                shown.append((id, least, classes[int(some.answers[k])]))
                 pictures |= triple(id, some.images[k], some.pictures[k])
     frames = {
         "tried": pl.DataFrame(tried, TRIED, orient="row"),

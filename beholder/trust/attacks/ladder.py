@@ -60,8 +60,11 @@ class Ladder:
 
         return self._climb(step, 1)[0]
 
-    def pgd(self, steps: int) -> tuple[Tensor, Tensor]:
-        """Smallest sizes [N], 0 = none, and pictures; a larger size goes on from the smaller."""
+    def pgd(self, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Smallest sizes [N], 0 = none, pictures, and the answers [N] to these.
+
+        A larger size goes on from the best of the smaller one.
+        """
 
         def search(rows: Tensor, size: int, best: Tensor, restart: int) -> Tensor:
             if restart or size == self.sizes[0]:
@@ -70,7 +73,7 @@ class Ladder:
 
         return self._climb(search, self.restarts)
 
-    def square(self, queries: int) -> tuple[Tensor, Tensor]:
+    def square(self, queries: int) -> tuple[Tensor, Tensor, Tensor]:
         """As `pgd`, without gradients."""
 
         def search(rows: Tensor, size: int, _: Tensor, restart: int) -> Tensor:
@@ -88,24 +91,29 @@ class Ladder:
         start = self._start(rows, size, f"at {size} {steps}")
         return self.fooled(rows, self._ascend(rows, size, steps, start))
 
-    @torch.no_grad()
     def fooled(self, rows: Tensor, pictures: Tensor) -> Tensor:
         """Whether the pictures of these rows get another answer: bool [rows]."""
-        return self.model(pictures).argmax(1) != self.labels[rows]
+        return self.answers(pictures) != self.labels[rows]
 
-    def _climb(self, attempt: Attempt, restarts: int) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def answers(self, pictures: Tensor) -> Tensor:
+        return self.model(pictures).argmax(1)
+
+    def _climb(self, attempt: Attempt, restarts: int) -> tuple[Tensor, Tensor, Tensor]:
         smallest, pictures = torch.zeros_like(self.labels), self.images.clone()
+        answers = self.labels.clone()
         for size in self.sizes:
             for restart in range(restarts):
                 rows = (smallest == 0).nonzero()[:, 0]
                 if not len(rows):
-                    return smallest, pictures
+                    break
                 found = attempt(rows, size, pictures[rows], restart)
-                fooled = self.fooled(rows, found)
+                answered = self.answers(found)
+                fooled = answered != self.labels[rows]
                 kept = fooled if restart else torch.ones_like(fooled)
-                pictures[rows[kept]] = found[kept]
+                pictures[rows[kept]], answers[rows[kept]] = found[kept], answered[kept]
                 smallest[rows[fooled]] = size
-        return smallest, pictures
+        return smallest, pictures, answers
 
     def _ascend(self, rows: Tensor, size: int, steps: int, start: Tensor) -> Tensor:
         goal = Goal(labels=self.labels[rows])
