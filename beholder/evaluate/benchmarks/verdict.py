@@ -86,7 +86,8 @@ def sentence(sections: dict[str, Section], evidence: Evidence) -> str:
         start = _what_it_is(evidence, sections.get("structure"))
     against = sections.get("against")
     if against is not None and against.status == "measured":  # it was asked for
-        return shortened(start, first_sentence(without_size(against.finding)))
+        said = first_sentence(without_size(against.finding))
+        return shortened(fewer_clauses(start, MAX_WORDS - len(said.split())), said)
     others = ranked({id: s for id, s in sections.items() if id not in JUDGING})
     for severity in ("act", "look"):
         for section in others:
@@ -128,12 +129,18 @@ def first_sentence(text: str) -> str:
 
 def shortened(start: str, more: str = "") -> str:
     """Both within 45 words: first the added sentence loses its clauses from the end, then words."""
-    while more and len(f"{start} {more}".split()) > MAX_WORDS:
-        kept = re.split(r"[;,:] |\s\(", more)
-        more = more[: len(more) - len(kept[-1])].rstrip(" ;,:(") if len(kept) > 1 else ""
-        more = more and more + "."
+    more = fewer_clauses(more, MAX_WORDS - len(start.split()))
     words = f"{start} {more}".split()
     return " ".join(words if len(words) <= MAX_WORDS else [*words[: MAX_WORDS - 1], "..."])
+
+
+def fewer_clauses(text: str, words: int) -> str:
+    """The sentence without as many clauses from its end as do not fit; '' if none does."""
+    while text and len(text.split()) > words:
+        kept = re.split(r"[;,:] |\s\(", text)
+        text = text[: len(text) - len(kept[-1])].rstrip(" ;,:(") if len(kept) > 1 else ""
+        text = text and text + "."
+    return text
 
 
 def next_steps(
