@@ -48,7 +48,7 @@ class Facts:
         run: name of the other. n: images compared.
         here, there: accuracies. difference: of them, here - there.
         changed: images on which just one is right.
-        worse: part on which this model is surely worse, and by how much (0..1).
+        part: class or group on which one is surely better, and here - there; a worse one first.
     """
 
     run: str
@@ -57,7 +57,7 @@ class Facts:
     there: float
     difference: Value
     changed: int
-    worse: tuple[str, float] | None = None
+    part: tuple[str, float] | None = None
 
 
 def finding(facts: Facts) -> tuple[Severity, str]:
@@ -85,10 +85,14 @@ def finding(facts: Facts) -> tuple[Severity, str]:
     else:
         largest = 100 * max(-low, high)
         text = f"No difference to {run} larger than {largest:.1f} points could be seen ({count})."
-    if facts.worse is None:
-        return "good" if low > 0 else "none", text
-    part, gap = facts.worse
-    return "look", f"{text} On {part} it is right on {100 * gap:.1f} points less."
+    severity: Severity = "good" if low > 0 else "none"
+    if facts.part is None:
+        return severity, text
+    part, gap = facts.part
+    text += (
+        f" On {part} it is right on {100 * abs(gap):.1f} points {'more' if gap > 0 else 'less'}."
+    )
+    return "look" if gap < 0 else severity, text
 
 
 def compare(one: Side, other: Side, seed: int = 0) -> tuple[Against, Section]:
@@ -108,7 +112,9 @@ def compare(one: Side, other: Side, seed: int = 0) -> tuple[Against, Section]:
         for (name, value), p in zip(parts.items(), corrected, strict=True)
     }
     table = _table(parts, "part").with_columns(pl.Series("p_holm", corrected))
-    worse = table.filter(pl.col("p_holm") < NAMED_P, pl.col("difference") < 0).sort("difference")
+    sure = table.filter(pl.col("p_holm") < NAMED_P).sort("difference")
+    if len(sure) and sure["difference"][0] > 0:
+        sure = sure.reverse()
     accuracy, changed = values["accuracy"], _changed(found)
     facts = Facts(
         run=other.name,
@@ -117,7 +123,7 @@ def compare(one: Side, other: Side, seed: int = 0) -> tuple[Against, Section]:
         there=accuracy.b.estimate or 0.0,
         difference=accuracy.difference,
         changed=len(changed),
-        worse=(worse["part"][0], -worse["difference"][0]) if len(worse) else None,
+        part=sure.select("part", "difference").row(0) if len(sure) else None,
     )
     severity, sentence = limited(*finding(facts), len(found))
     return against, Section(

@@ -13,8 +13,9 @@ from sklearn.metrics import balanced_accuracy_score, brier_score_loss, roc_auc_s
 from study.world import SMALL, alone, folders
 
 from beholder.core.errors import ArgumentError, DataError
-from beholder.core.sections import Severity, Value
+from beholder.core.sections import Section, Severity, Value
 from beholder.evaluate.against import Facts, brier, compare, finding, paired_p
+from beholder.evaluate.benchmarks.verdict import sentence
 from beholder.evaluate.pairs import Side, pairs
 from beholder.evaluate.report import Report
 from beholder.evaluate.report.results import Results
@@ -56,23 +57,39 @@ def difference(estimate: float, low: float | None, high: float | None) -> Value:
 
 
 @pytest.mark.parametrize(
-    ("estimate", "low", "high", "worse", "severity", "words"),
+    ("estimate", "low", "high", "part", "severity", "words"),
     [
         (0.018, 0.003, 0.034, None, "good", "right on 1.8 points more than B (0.3 to 3.4; 656"),
         (-0.018, -0.034, -0.003, None, "act", "B is better: this model is right on 1.8 points"),
-        (-0.018, -0.034, -0.003, ("class x", 0.2), "act", "less (0.3 to 3.4; 656 images)."),
+        (-0.018, -0.034, -0.003, ("class x", -0.2), "act", "less (0.3 to 3.4; 656 images)."),
         (0.01, -0.003, 0.021, None, "none", "No difference to B larger than 2.1 points could be"),
-        (0.01, -0.003, 0.021, ("class x", 0.2), "look", "On class x it is right on 20.0 points"),
-        (0.018, 0.003, 0.034, ("class x", 0.2), "look", "On class x"),
+        (0.01, -0.003, 0.021, ("class x", -0.2), "look", "On class x it is right on 20.0 points"),
+        (0.018, 0.003, 0.034, ("class x", -0.2), "look", "On class x"),
+        (
+            0.01,
+            -0.003,
+            0.021,
+            ("class x", 0.2),
+            "none",
+            "On class x it is right on 20.0 points more",
+        ),
+        (
+            0.018,
+            0.003,
+            0.034,
+            ("class x", 0.2),
+            "good",
+            "On class x it is right on 20.0 points more",
+        ),
         (0.018, 0.0, 0.034, None, "none", "larger than 3.4 points"),
         (-0.018, -0.034, 0.0, None, "none", "larger than 3.4 points"),
         (0.1, None, None, None, "none", "Too few independent images to compare"),
     ],
 )
 def test_the_interval_decides_what_is_said(
-    estimate, low, high, worse, severity: Severity, words: str
+    estimate, low, high, part, severity: Severity, words: str
 ):
-    facts = Facts("B", 656, 0.8 + estimate, 0.8, difference(estimate, low, high), 30, worse)
+    facts = Facts("B", 656, 0.8 + estimate, 0.8, difference(estimate, low, high), 30, part)
     said, sentence = finding(facts)
     assert said == severity
     assert words in sentence
@@ -315,3 +332,21 @@ def test_a_report_that_is_not_on_disk_cannot_be_compared(runs: tuple[Path, Repor
 
     with pytest.raises(DataError, match=r"predictions\.parquet"):
         report.compare(replace(report, directory=None))
+
+
+def test_the_verdict_makes_room_for_what_was_asked():
+    long = (
+        "On 656 unseen images the model is right 82.2 % of the time (79.1 to 85.1); a perfect one "
+    )
+    long += (
+        "would agree with these labels on 94.9 %; so few images cannot rule out little more than "
+    )
+    accuracy = Section(id="accuracy", title="", finding=long + "guessing.", severity="act")
+    other = "No difference to run larger than 4.7 points could be seen (656 images)."
+    against = Section(id="against", title="", finding=other, severity="none")
+    groups = Section(id="groups", title="", finding="A group is bad.", severity="act")
+    sections = {"accuracy": accuracy, "against": against, "groups": groups}
+    said = sentence(sections, planted.perfect())
+    assert said.startswith("On 656 unseen images the model is right 82.2 % of the time")
+    assert said.endswith(f"94.9 %. {other}")
+    assert len(said.split()) <= 45
