@@ -139,6 +139,16 @@ def test_one_picture_under_two_labels_is_a_conflict_and_its_pair_is_shown_first(
     assert [first.id, first.beside[0].id] == ["000002.png", "000003.png"]
 
 
+def test_among_look_alikes_only_equal_pictures_are_copies():
+    evidence = world([0, 0, 1, 1], "aabc", labels=[0, 0, 0, 1])
+    search = evidence.records["duplicates"]["search"].with_columns(look_alike=pl.lit(True))
+    evidence.records["duplicates"]["search"] = search
+    section = summarise(evidence, OPTIONS)
+    assert section.severity == "look"
+    assert section.values["conflicts"].estimate == 0
+    assert "2 of 4 images show 1 picture more than once: 2 equal, 0 changed." in section.finding
+
+
 def test_an_uncertain_label_is_no_conflict():
     frame = world([0, 0], "aa", labels=[0, 1]).frame
     assert conflicts(frame).to_list() == [0]

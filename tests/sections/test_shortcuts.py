@@ -42,7 +42,11 @@ LIKE = ("file size",)
         (Facts(90, True, 0.7, 0.66, 0.01), "good", "cannot be guessed"),
         (Facts(90, True, 0.9, None, 0.005), "good", "(AUROC 0.90; 0.5 is chance)"),
         (Facts(90, True, 0.9, 0.7, 0.005, ("a", "b", ORDER)), "look", "from a, b and order in"),
-        (Facts(90, True, 0.9, 0.7, 0.005, (ORDER,)), "look", "name a source column."),
+        (
+            Facts(90, True, 0.9, 0.7, 0.005, (ORDER,)),
+            "look",
+            "(AUROC 0.90). If neighbours in the folder show one",
+        ),
     ],
 )
 def test_the_finding_follows_from_its_facts(facts: Facts, severity: str, said: str):

@@ -94,8 +94,9 @@ def finding(facts: Facts) -> tuple[Severity, str]:
             f"{copies:,} of {plural(facts.n, 'image')} show {plural(facts.groups, 'picture')} more "
             f"than once: {facts.exact:,} equal, {facts.changed:,} changed."
         )
-    elif not facts.look_alike:
-        said.append("No two images show the same picture.")
+    else:
+        same = "are equal" if facts.look_alike else "show the same picture"
+        said.append(f"No two images {same}.")
     if facts.planted:
         said.append(f"Of {facts.planted:,} planted copies {facts.found:,} were found.")
     worst = max(severities, key=("good", "look", "act").index)
@@ -228,6 +229,12 @@ def summarise(evidence: Evidence, options: Options) -> Section:
     """Groups, each image counted once; conflicts; copies across a given split; the self-test."""
     records = evidence.records["duplicates"]
     frame = evidence.frame.join(records["roles"], on="id", how="left", maintain_order="left")
+    look_alike = bool(records["search"]["look_alike"][0])
+    if look_alike:  # then only equal pictures are certainly copies
+        equal = pl.when(pl.col("exact_hash").is_duplicated()).then(
+            pl.col("exact_hash").rank("dense")
+        )
+        frame = frame.with_columns(equal.cast(pl.Int32).alias("copy_group"))
     out = leaked(frame, "copy_group")
     hits = evidence.judged["correct"]
     accuracy = Value.undefined("nothing was judged")

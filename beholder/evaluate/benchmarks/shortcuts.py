@@ -36,7 +36,7 @@ MOST = 4_000
 """Images that are looked at at most."""
 FOLDS, FEWEST = 5, 10
 PERMUTATIONS = 200
-ROUNDS, TREES = 40, 400
+ROUNDS, TREES = 40, 200
 """Boosting rounds; fewer where classes times rounds would exceed `TREES`."""
 ACT, LOOK, CHANCE = 0.80, 0.65, 0.01
 
@@ -47,9 +47,9 @@ FEATURES = {"feature": pl.String} | dict.fromkeys(("drop_file", "drop", "alone")
 GUESSES = {"part": pl.String, "model": pl.String, "auroc": pl.Float64, "p": pl.Float64}
 
 
-PICTURE = ("brightness", "colourfulness", "file size")
-"""Features that what the picture shows decides too (a file is the larger the more there is to see):
-they may be the thing itself, so `act` needs others."""
+HARMLESS = ("brightness", "colourfulness", "file size", ORDER)
+"""Features that may go with the label for a good reason, so `act` needs others: what the picture
+shows decides the first three too, and files may have been numbered class by class."""
 PARTS = ("file", "all")
 
 
@@ -61,7 +61,7 @@ class Facts:
         n: images looked at; 0 = too few of two classes.
         varies: whether there is anything by which files differ.
         auroc: of the guess from everything; low: its lower bound, None where there is no interval.
-        file_low: lower bound of the guess without what the picture itself shows.
+        file_auroc, file_low: of the guess without what is `HARMLESS`.
         p, file_p: that these are chance, given the groups.
         names, file_names: features whose loss hurts the two guesses, worst first.
     """
@@ -79,7 +79,7 @@ class Facts:
 
 
 def finding(facts: Facts) -> tuple[Severity, str]:
-    """`act`: the lower bound without what `PICTURE` tells above .8; `look`: with it above .65."""
+    """`act`: the lower bound without what `HARMLESS` tells above .8; `look`: with it above .65."""
     if not facts.n:
         return "none", f"Too few images to try: two classes of {FEWEST} images each are needed."
     if not facts.varies:
@@ -97,13 +97,12 @@ def finding(facts: Facts) -> tuple[Severity, str]:
 
 def _guessed(names: tuple[str, ...], auroc: float) -> str:
     listed = " and ".join(", ".join(names).rsplit(", ", 1))
-    told = (
-        f"The label can be guessed from {listed} alone (AUROC {auroc:.2f}): a model may learn that "
-        "in place of the thing."
-    )
+    told = f"The label can be guessed from {listed} alone (AUROC {auroc:.2f})"
+    if names != (ORDER,):
+        told += ": a model may learn that in place of the thing"
     if ORDER in names:
-        told += " Neighbours in the folder are alike: if they show one thing, name a source column."
-    return told
+        return f"{told}. If neighbours in the folder show one thing, name a source column."
+    return f"{told}."
 
 
 def told_by(features: pl.DataFrame, drop: str) -> tuple[str, ...]:
@@ -229,7 +228,7 @@ def measure(subject: Subject) -> Records:
     y = np.unique(chosen["label"].to_numpy(), return_inverse=True)[1]
     strata = strata_of(chosen, group_columns(subject.evidence))
     fold = folds(chosen["unit"].to_numpy(), y, FOLDS, seed)
-    outside = np.array([name not in PICTURE for name in names], bool)
+    outside = np.array([name not in HARMLESS for name in names], bool)
     guesses, scores = [], {part: pl.Series([None] * len(y), dtype=SCORES) for part in PARTS}
     worth = {name: dict[str, float]() for name in dict.fromkeys(names)}
     with threadpool_limits(1):
@@ -352,8 +351,8 @@ def summarise(evidence: Evidence, options: Options) -> Section:
             f"p: {PERMUTATIONS} permutations of the labels inside the given groups, against the "
             "guesses as they are (the models are not fitted again).",
             "drop: what the AUROC loses when a feature is exchanged between images (drop_file: in "
-            "a guess without brightness, colourfulness and file size, which what is shown decides "
-            "too); alone: the AUROC of a tree of depth 3 that has nothing else.",
+            f"a guess without {', '.join(HARMLESS)}, which may go with the label for a good "
+            "reason); alone: the AUROC of a tree of depth 3 that has nothing else.",
             f"Looked at: {plural(n, 'image')}"
             + (f", drawn by chance (at most {MOST:,})." if n == MOST else "."),
         ],
