@@ -21,6 +21,7 @@ from beholder.evaluate.benchmarks.adversarial import (
     warning,
 )
 from beholder.evaluate.benchmarks.adversarial_asked import CONTROL, SHOWN, TRIED, portions
+from beholder.evaluate.benchmarks.verdict import shortened
 
 OPTIONS = Options.parse(data="planted")
 SIZES = (1, 2, 4)
@@ -64,19 +65,19 @@ def attacked(rows: pl.DataFrame, right: int = 80, wrong: int = 20, effort=20, at
 
 
 def kept(share: float) -> Value:
-    return Value(estimate=share, low=share - 0.04, high=share + 0.04, n=64)
+    return Value(estimate=share, low=share, high=share + 0.04, n=64)
 
 
 @pytest.mark.parametrize(
     ("facts", "severity", "said"),
     [
-        (Facts(kept(0.8)), "good", "Not broken by this attack: 80.0 % (76.0 to 84.0) of the"),
+        (Facts(kept(0.8)), "good", "Not broken by this attack: changes of at most 2/255 made"),
         (Facts(kept(0.799)), "look", "as in most models without adversarial training."),
-        (Facts(kept(0.0)), "look", "of the right answers survive changes of at most 2/255"),
+        (Facts(kept(0.0)), "look", "made on purpose leave 0.0 % of the right answers (0.0 to 4.0)"),
         (Facts(kept(0.8), threat=True), "good", "another attack may do more."),
         (Facts(kept(0.799), threat=True), "act", "and attackers are expected."),
         (Facts(kept(0.9), "masking suspected"), "look", "Masking suspected; not broken by this"),
-        (Facts(kept(0.1), "masking suspected"), "look", "Masking suspected; 10.0 %"),
+        (Facts(kept(0.1), "masking suspected"), "look", "Masking suspected; changes of"),
         (Facts(kept(0.1), "masking suspected", True), "act", "attackers are expected"),
         (Facts(kept(0.9), "masking suspected", True), "look", "Masking suspected; not broken"),
     ],
@@ -84,6 +85,12 @@ def kept(share: float) -> Value:
 def test_findings_at_their_borders(facts, severity, said):
     assert finding(facts)[0] == severity
     assert said in finding(facts)[1]
+
+
+def test_a_verdict_without_room_keeps_the_figure():
+    sentence = finding(Facts(kept(0.0)))[1]
+    start = " ".join(["word"] * 29) + "."
+    assert shortened(start, sentence).endswith("leave 0.0 % of the right answers.")
 
 
 def test_no_sentence_claims_robustness():

@@ -65,8 +65,9 @@ class Facts:
 def finding(facts: Facts) -> tuple[Severity, str]:
     """`good` where 80 % of the right answers stay at 2/255, and no control speaks against it;
     `act` only where attackers are expected."""
-    change = f"changes of at most {DECISIVE}/255 made on purpose"
-    said = f"{facts.kept.text()} of the right answers survive {change}"
+    left = facts.kept.text(interval=False)
+    said = f"changes of at most {DECISIVE}/255 made on purpose leave {left} of the right answers"
+    said += facts.kept.text().removeprefix(left)
     severity: Severity
     if (facts.kept.estimate or 0.0) >= KEEPS:
         severity = "look" if facts.warning else "good"
