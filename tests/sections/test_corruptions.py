@@ -194,7 +194,7 @@ def test_what_nothing_harms_is_good() -> None:
     section = summarise(shares([0.9] * 5), OPTIONS)
     assert section.severity == "good"
     assert section.values["worst"].estimate is None
-    assert section.values["mild_change"].estimate == 0
+    assert section.values["costliest_mild_change"].estimate == 0
 
 
 def test_the_class_that_takes_over_is_named() -> None:
@@ -236,9 +236,11 @@ def test_a_costly_mild_change_is_named(change: str, lost: int, severity: str) ->
         changed(plain, cells | {(change, "pipeline", 0): hit(labels, 100 - lost)}), OPTIONS
     )
     assert section.severity == severity
+    to_act_on = section.frame("pipeline").filter("to_act_on")["change"].to_list()
+    assert to_act_on == ([change] if severity == "act" else [])
     if lost > 5:
         assert section.finding.startswith(f"A change as small as {change} costs 12.0 points;")
-        assert section.values["mild_change"].estimate == pytest.approx(-0.12)
+        assert section.values["costliest_mild_change"].estimate == pytest.approx(-0.12)
 
 
 def test_a_change_that_cannot_be_avoided_is_named_before_a_costlier_one() -> None:

@@ -20,12 +20,10 @@ from beholder.core.sections import (
     Section,
     Severity,
     Table,
-    Unit,
     Value,
     share_text,
 )
 from beholder.data.augment.corruptions import CORRUPTIONS, shown_as
-from beholder.data.augment.pipelines import DECIDING
 from beholder.metrics.bootstrap import bootstrap, paired
 from beholder.metrics.intervals import share
 from beholder.metrics.robustness import mean_corruption_error, retained_of
@@ -46,7 +44,6 @@ if TYPE_CHECKING:
     from beholder.evaluate.subject import Subject
 
 GOOD, GOOD_EACH, ACT_EACH = 0.85, 0.6, 0.3
-COSTLY = 0.05
 SIGNIFICANT = 0.05
 
 
@@ -126,12 +123,8 @@ def changeable_or_why(evidence: Evidence) -> str | None:
 
 def facts_of(measured: Measured, mild: pl.DataFrame, kinds: pl.DataFrame) -> Facts:
     """What the finding needs; a costly change that nobody can avoid goes before a costlier one."""
-    costly = (pl.col("difference") < -COSTLY) & (pl.col("difference_high") < 0)
-    ranked = mild.with_columns(
-        costly.fill_null(False).alias("costly"), pl.col("change").is_in(DECIDING).alias("deciding")
-    ).with_columns((pl.col("costly") & pl.col("deciding")).alias("act"))
-    first = ranked.sort(
-        ["act", "costly", "difference"], descending=[True, True, False], maintain_order=True
+    first = mild.sort(
+        ["to_act_on", "costly", "difference"], descending=[True, True, False], maintain_order=True
     ).row(0, named=True)
     labels = measured.label is not None
     clean, majority = measured.hits(CLEAN).mean(), measured.common.mean()
@@ -139,7 +132,7 @@ def facts_of(measured: Measured, mild: pl.DataFrame, kinds: pl.DataFrame) -> Fac
         "labels": labels,
         "mild": (first["change"], -first["difference"]),
         "costly": first["costly"],
-        "deciding": first["act"],
+        "deciding": first["to_act_on"],
         "damaged": len(kinds),
         "skilled": bool(clean > majority),
     }
@@ -191,7 +184,7 @@ def values_of(measured: Measured, facts: Facts, kinds: pl.DataFrame, seed: int) 
             shown = {shown_as(name): name for name in measured.corruptions}
             worst = share(measured.hits(shown[named["corruption"][0]], SHOWN_SEVERITY), unit)
     mild = paired(measured.hits(facts.mild[0]), clean, unit, unit="points", seed=seed)
-    return {"retained": kept, "mce_reference": mce, "worst": worst, "mild_change": mild}
+    return {"retained": kept, "mce_reference": mce, "worst": worst, "costliest_mild_change": mild}
 
 
 def _mce(measured: Measured) -> Value:
@@ -316,11 +309,8 @@ def summarise(evidence: Evidence, options: Options) -> Section:
 
 def _table(frame: pl.DataFrame, labels: bool) -> Table:
     frame = frame if labels else frame.rename({"accuracy": "consistency"}, strict=False)
-    shares = [name for name, kind in frame.schema.items() if kind.is_float() and name != "p_holm"]
-    units: dict[str, Unit] = {
-        name: "points" if name.startswith("difference") else "share" for name in shares
-    }
-    return Table(frame=frame, units=units)
+    floats = [name for name, kind in frame.schema.items() if kind.is_float() and name != "p_holm"]
+    return Table(frame=frame, units=dict.fromkeys(floats, "share"))
 
 
 def _method(evidence: Evidence, measured: Measured) -> list[str]:

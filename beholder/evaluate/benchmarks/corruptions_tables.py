@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from beholder.data.augment.corruptions import shown_as
-from beholder.data.augment.pipelines import PIPELINES
+from beholder.data.augment.pipelines import DECIDING, PIPELINES
 from beholder.metrics.bootstrap import paired
 from beholder.metrics.intervals import holm, mcnemar, share
 from beholder.metrics.robustness import retained
@@ -21,6 +21,7 @@ CLEAN = "clean"
 ORDER = (3, 5, 1, 2, 4)
 """Severities in the order in which time is spent on them."""
 SHOWN_SEVERITY = ORDER[0]
+COSTLY = 0.05
 ONE_ANSWER, MORE_THAN_CLEAN = 0.75, 0.10
 
 
@@ -171,7 +172,10 @@ def kind_table(measured: Measured, classes: Sequence[str]) -> pl.DataFrame:
 
 
 def mild_table(measured: Measured, seed: int) -> pl.DataFrame:
-    """change, n, accuracy, low, high, difference to clean (low, high), same_answer."""
+    """change, n, accuracy, low, high, difference to clean (low, high), same_answer.
+
+    `costly`: more than 5 points, beyond chance; `to_act_on`: costly, and nobody can avoid it.
+    """
     clean, before = measured.hits(CLEAN), measured.predicted(CLEAN)
     rows = []
     for name in (name for name in PIPELINES if (name, 0) in measured.answers):
@@ -184,7 +188,11 @@ def mild_table(measured: Measured, seed: int) -> pl.DataFrame:
         rows.append(row | {"same_answer": float((measured.predicted(name) == before).mean())})
     schema = {"change": pl.String, "n": pl.Int64}
     numbers = ("accuracy", "low", "high", "difference", "difference_low", "difference_high")
-    return pl.DataFrame(rows, schema | dict.fromkeys((*numbers, "same_answer"), pl.Float64))
+    frame = pl.DataFrame(rows, schema | dict.fromkeys((*numbers, "same_answer"), pl.Float64))
+    costly = (pl.col("difference") < -COSTLY) & (pl.col("difference_high") < 0)
+    return frame.with_columns(costly.fill_null(False).alias("costly")).with_columns(
+        (pl.col("costly") & pl.col("change").is_in(DECIDING)).alias("to_act_on")
+    )
 
 
 def edit_table(measured: Measured) -> pl.DataFrame:
