@@ -42,8 +42,8 @@ def facts(worst: float, **changed) -> Facts:
         (facts(1.0, false_refusals=Value(estimate=0.09, low=0.06, high=0.12)), "look", "9.0 %"),
         (facts(1.0, false_refusals=Value(estimate=0.01, low=0.0, high=0.02)), "good", "1.0 %"),
         (facts(0.4, given=True), "act", "40 % of the images that must be refused"),
-        (facts(1.0, missing=("rust", 3)), "act", "does not know rust: 3 images of it"),
-        (facts(1.0, missing=("rust", 1)), "act", "1 image of it"),
+        (facts(1.0, missing=("rust", 3, 1.0)), "act", "of 3 images of it knn refuses 100 %"),
+        (facts(1.0, missing=("rust", 1, 0.0)), "act", "does not know rust: of 1 image of it"),
     ],
 )
 def test_the_finding_at_its_borders(told, severity, words):
@@ -260,3 +260,21 @@ def test_a_set_of_the_user_decides(asked, tmp_path):
     assert "own" in section.frame("sets")["kind"]
     assert "that must be refused" in section.finding
     assert len(open_images(tmp_path / "nine")) == 30
+
+
+def test_a_given_model_is_guarded_by_half_of_the_data_and_lacks_a_class(asked, tmp_path):
+    _, _, where = asked
+    folders(tmp_path / "four", ["one", "two", "zero", "rust"], 36, first=60)
+    with alone(where / "cache") as patch:
+        patch.setattr("beholder.evaluate.benchmarks.unknown_asked.WANTED", 8)
+        patch.setattr("beholder.data.synthesize.foreign.FOREIGN", ("photos",))
+        options = SMALL | {"sections": ("unknown",), "without": (), "budget": 0}
+        options["model"] = str(where / "run")
+        report = study(tmp_path / "four", out=tmp_path / "run", **options)
+    section = report["unknown"]
+    assert section.severity == "act"
+    assert "does not know rust: of 36 images" in section.finding
+    assert "one half of the images" in section.method[0]
+    assert section.values["false_refusals"].n == 54
+    rust = section.frame("sets").filter(pl.col("kind") == "missing")
+    assert set(rust["detector"]) == {"gaussian_ad", "knn", "max_softmax", "energy"}

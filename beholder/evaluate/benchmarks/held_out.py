@@ -16,7 +16,7 @@ from beholder.train.heads import Problem, decide
 from beholder.trust.detectors.answers import Energy, MaxSoftmax
 from beholder.trust.detectors.base import FeatureDetector
 
-from .trusted import Trusted, as_logits, data_levels, feature_detectors, level_columns
+from .trusted import Trusted, as_logits, data_levels, feature_detectors
 
 CLASSES = 5
 LEARNED = 1_000
@@ -71,7 +71,7 @@ def _without(
     assert subject.model is not None
     parts = [data_levels(subject, rows) for rows in (*known, own)]
     makes: dict[str, FeatureDetector] = {
-        name: make() for name, make in feature_detectors(level_columns(subject.model)).items()
+        name: make() for name, make in feature_detectors(subject).items()
     }
     if subject.fitted is not None and subject.labelled is not None:
         for levels, logits in zip(parts, _logits(subject, k, label, known, own), strict=True):

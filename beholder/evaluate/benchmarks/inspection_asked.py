@@ -31,7 +31,6 @@ from .trusted import (
     enough,
     feature_detectors,
     guarded,
-    level_columns,
     trusted,
 )
 
@@ -84,7 +83,7 @@ def measure(subject: Subject) -> Records:
     fold = trust.fold[trust.learned]
     fits = {
         name: CrossFitted.fit(make, levels, fold)
-        for name, make in feature_detectors(level_columns(model)).items()
+        for name, make in feature_detectors(subject).items()
     }
     scores = _given(subject, trust, fits)
     price = subject.price() * len(DEFECTS)
@@ -184,10 +183,10 @@ def _located(
     shown = chosen(scores)
     records.frames["shown"] = shown.with_columns(pl.lit(False).alias("mapped"))
     vision = guarded(model)
-    if vision is None or not any(name.startswith("stage") for name in level_columns(model)):
-        return
     detector = fit.whole
     assert isinstance(detector, GaussianAD)
+    if vision is None or not any(name.startswith("stage") for name in detector.gaussians):
+        return
     encoder = Encoder(vision, subject.device)
     row_of = {id: row for row, id in enumerate(subject.images.table["id"])}
     rows = [row_of[id] for id in shown["id"]]

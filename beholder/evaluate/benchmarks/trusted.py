@@ -124,9 +124,10 @@ def halves(ids: list[str]) -> np.ndarray:
     return half
 
 
-def level_columns(model: Deployed) -> dict[str, slice]:
-    """Level, as a guard calls it (`trust.detectors.levels`) -> columns of the features."""
-    layout, vision = model.layout, model.vision
+def level_columns(model: Deployed, layout: dict[str, slice]) -> dict[str, slice]:
+    """Level, as a guard calls it (`trust.detectors.levels`) -> columns of features of the layout
+    (of a given run fewer are kept than the model gives)."""
+    vision = model.vision
     taps = vision.taps.indices if vision is not None else ()
     found = {
         f"stage{index}": layout[f"tap{number}_mean"]
@@ -144,7 +145,7 @@ def data_levels(subject: Subject, rows: np.ndarray) -> Levels:
         return {}
     return {
         name: torch.from_numpy(features.take(rows, columns=columns))
-        for name, columns in level_columns(subject.model).items()
+        for name, columns in level_columns(subject.model, features.layout).items()
     }
 
 
@@ -233,11 +234,11 @@ class CrossFitted:
         return out
 
 
-def feature_detectors(columns: dict[str, slice]) -> dict[str, Make]:
-    """By name, for these levels."""
-    if not columns:
+def feature_detectors(subject: Subject) -> dict[str, Make]:
+    """By name, for the levels that are kept of the data; {} of a black box."""
+    if subject.model is None or subject.features is None:
         return {}
-    names = ",".join(columns)
+    names = ",".join(level_columns(subject.model, subject.features.layout))
     return {"gaussian_ad": lambda: GaussianAD(names), "knn": KNN}
 
 
@@ -247,7 +248,7 @@ def asked_levels(model: Deployed, features: np.ndarray | None, logits: np.ndarra
     if features is not None:
         found = {
             name: torch.from_numpy(np.ascontiguousarray(features[:, columns], np.float32))
-            for name, columns in level_columns(model).items()
+            for name, columns in level_columns(model, model.layout).items()
         }
     if model.classes:
         found["logits"] = as_logits(logits)
@@ -255,7 +256,7 @@ def asked_levels(model: Deployed, features: np.ndarray | None, logits: np.ndarra
 
 
 def as_logits(logits: np.ndarray) -> Tensor:
-    """float32 [n, C]; of classes that are impossible: the smallest that float32 can sum."""
+    """float32 [n, C]; -10,000 where a class is impossible (-inf), 0 where there is no answer."""
     return torch.from_numpy(np.nan_to_num(logits, neginf=-1e4).astype(np.float32))
 
 

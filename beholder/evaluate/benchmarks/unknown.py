@@ -32,7 +32,7 @@ class Facts:
         false_refusals: of the own images. fpr: what was asked for.
         benign: the largest share of slightly changed own images that is refused.
         given: the set is the user's own.
-        missing: classes that the model lacks, and their images.
+        missing: classes that the model lacks, their images, and the share of these refused.
     """
 
     detector: str
@@ -43,7 +43,7 @@ class Facts:
     fpr: float = 0.05
     benign: float = 0.0
     given: bool = False
-    missing: tuple[str, int] | None = None
+    missing: tuple[str, int, float] | None = None
 
 
 def severity_of(facts: Facts) -> Severity:
@@ -61,9 +61,10 @@ def finding(facts: Facts) -> tuple[Severity, str]:
     price = f"refuses {facts.false_refusals.text(interval=False)} of your own images"
     worst, best = share_text(facts.worst, width=1), share_text(facts.best, width=1)
     if facts.missing:
-        name, count = facts.missing
-        start = f"The model does not know {name}: {plural(count, 'image')} of it must be refused"
-        return severity_of(facts), f"{start}; {facts.detector} {price}."
+        name, count, refused = facts.missing
+        start = f"The model does not know {name}: of {plural(count, 'image')} of it"
+        caught = share_text(refused, width=1)
+        return severity_of(facts), f"{start} {facts.detector} refuses {caught}, and it {price}."
     if facts.given:
         said = f"{facts.detector} refuses {worst} of the images that must be refused, and {price}"
     elif facts.worst < ACT:
@@ -142,7 +143,9 @@ def facts_of(rows: pl.DataFrame, best: str, evidence: Evidence, options: Options
         fpr=options.fpr,
         benign=max(benign, default=0.0),
         given=given,
-        missing=(", ".join(names), len(missing)) if len(missing) else None,
+        missing=(", ".join(names), len(missing), float(missing["refused"].to_numpy().mean()))
+        if len(missing)
+        else None,
     )
 
 

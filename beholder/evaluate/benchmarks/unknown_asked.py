@@ -34,7 +34,6 @@ from .trusted import (
     guarded,
     halves,
     has_energy,
-    level_columns,
     missing_rows,
     trusted,
 )
@@ -159,9 +158,7 @@ def _fitted(subject: Subject, trust: Trusted, logits: np.ndarray | None) -> dict
     """Detectors by name, first the one that is taken where several are as good."""
     model = subject.model
     assert model is not None
-    makes: dict[str, Make] = {}
-    if subject.features is not None:
-        makes = feature_detectors(level_columns(model))
+    makes: dict[str, Make] = feature_detectors(subject)
     levels = data_levels(subject, trust.learned)
     rows = np.arange(len(trust.learned))
     if logits is not None:
@@ -169,7 +166,7 @@ def _fitted(subject: Subject, trust: Trusted, logits: np.ndarray | None) -> dict
         makes["max_softmax"] = MaxSoftmax
         if has_energy(model, logits[trust.learned[rows]]):
             makes["energy"] = Energy
-        levels["logits"] = as_logits(np.nan_to_num(logits[trust.learned]))
+        levels["logits"] = as_logits(logits[trust.learned])
     fold = trust.fold[trust.learned]
     found = {}
     for name, make in makes.items():
@@ -193,7 +190,7 @@ def _of_data(
             continue
         levels = data_levels(subject, rows)
         if logits is not None:
-            levels["logits"] = as_logits(np.nan_to_num(logits[rows]))
+            levels["logits"] = as_logits(logits[rows])
         frame = subject.evidence.frame
         grey = (subject.data.facts["colourfulness"] < GREY).to_numpy()[rows]
         made = Made(name, kind, [], rows, frame["id"].gather(rows).to_list(), grey)
@@ -284,7 +281,7 @@ def _everything(
         part = rows[start : start + BLOCK]
         levels = data_levels(subject, part)
         if logits is not None:
-            levels["logits"] = as_logits(np.nan_to_num(logits[part]))
+            levels["logits"] = as_logits(logits[part])
         score = fit.score(levels, trust.fold[part])
         p[start : start + BLOCK] = fit.p_values(score, trust.fold[part] >= 0)
     return pl.DataFrame(
