@@ -96,6 +96,11 @@ def test_severity_at_the_borders(changed: dict[str, Any], severity: str) -> None
             "one answer to all, so damage cannot be judged.",
         ),
         (
+            replace(FINE, mild=("JPEG 95", -0.0), labels=False, kept=None, skilled=False),
+            "Mild changes, such as re-saving, change at most 0.0 % of the answers; all images get "
+            "one answer, so damage cannot be judged.",
+        ),
+        (
             replace(FINE, labels=False, costly=True),
             "A change as small as JPEG 90 changes 1.0 % of the answers; damage leaves 90 % of the "
             "answers unchanged, snow least (70 %).",

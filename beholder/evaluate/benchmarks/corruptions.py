@@ -92,17 +92,19 @@ def severity_of(facts: Facts) -> Severity:
 
 def finding(facts: Facts) -> tuple[Severity, str]:
     """What mild changes cost, what damage leaves, and the one answer that damaged images get."""
-    name, cost = facts.mild
+    name, cost = facts.mild[0], max(0.0, facts.mild[1])
     if facts.labels:
-        price = f"{share_text(max(cost, 0), unit=False)} points"
+        price = f"{share_text(cost, unit=False)} points"
         said = f"costs {price}" if facts.costly else f"cost at most {price}"
     else:
-        answers = f"{share_text(max(cost, 0))} of the answers"
+        answers = f"{share_text(cost)} of the answers"
         said = f"changes {answers}" if facts.costly else f"change at most {answers}"
     start = f"A change as small as {name}" if facts.costly else "Mild changes, such as re-saving,"
     clauses = [f"{start} {said}"]
     if not facts.skilled:
-        clauses.append("the model is no better than one answer to all, so damage cannot be judged")
+        same = "the model is no better than one answer to all"
+        same = same if facts.labels else "all images get one answer"
+        clauses.append(f"{same}, so damage cannot be judged")
     elif facts.kept is not None:
         whole, least = (share_text(x, width=1) for x in (facts.shown, facts.least_shown))
         what = "of the skill" if facts.labels else "of the answers unchanged"
