@@ -23,32 +23,14 @@ from . import (  # noqa: F401
 )
 from .base import SECTIONS as _REGISTERED
 
-ORDER = tuple(
-    id
-    for id in (
-        *(
-            "data",
-            "accuracy",
-            "multilabel",
-            "inspection",
-            "groups",
-            "confusion",
-            "mistakes",
-            "calibration",
-        ),
-        *("explanations", "corruptions", "adversarial", "unknown", "labels", "duplicates"),
-        *("shortcuts", "oddities", "structure", "cost", "method"),
-    )
-    if id in _REGISTERED
+ORDER = (
+    *("data", "accuracy", "multilabel", "inspection", "groups", "confusion", "mistakes"),
+    *("calibration", "explanations", "corruptions", "adversarial", "unknown", "labels"),
+    *("duplicates", "shortcuts", "oddities", "structure", "cost", "method"),
 )
-MEASURED = tuple(
-    id
-    for id in (
-        *("duplicates", "labels", "oddities", "shortcuts", "structure", "multilabel"),
-        *("inspection", "unknown"),
-        *("corruptions", "adversarial", "explanations"),
-    )
-    if id in _REGISTERED
+MEASURED = (
+    *("duplicates", "labels", "oddities", "shortcuts", "structure", "multilabel", "inspection"),
+    *("unknown", "corruptions", "adversarial", "explanations"),
 )
 """Sections that ask the model anew, in the order in which they do."""
 SECTIONS = {id: _REGISTERED[id] for id in ORDER}

@@ -161,6 +161,7 @@ def good_images_or_why(evidence: Evidence) -> str | None:
     measure=measure,
     uses="features",
     share=0.15,
+    only="one_class",
 )
 def summarise(evidence: Evidence, options: Options) -> Section:
     """Given defects by type, planted defects by kind, false alarms, and where defects lie."""
