@@ -204,6 +204,8 @@ class _Study:
         self.deployed: Deployed | None = None
         self.features: Features | None = None
         self.made: Made | None = None
+        self.passed: FeaturePass | None = None
+        self.finetuned = False
         self.facts_of_model: dict[str, Any] = {}
         self.answered: Answered | None = None
         self.cost: pl.DataFrame | None = None
@@ -366,6 +368,7 @@ class _Study:
         )
         limit = options.budget * 60
         share_of = FEATURE_SHARE * limit if limit else float("inf")
+        self.passed = found
         vision, features = found.run(vision.to(self.device), lambda: min(share_of, self._left()))
         if options.harden and "mirror" in views:
             add_copies(found, vision, features, lambda: min(share_of / 2, self._left()))
@@ -403,8 +406,33 @@ class _Study:
         with few, self._stage("heads", len(splits)) as stage:
             answers = answer(features, data, splits, small, options.seed, stage.advance)
             stage.note(f"{answers.shipped.candidate} chosen")
-        self.features, self.made = features, Made(data, features, answers)
-        self._adopt(vision, self.made, splits)
+        made = Made(data, features, answers)
+        if options.finetune:
+            vision, made, splits = self._finetuned(vision, made, splits)
+        self.features, self.made = made.features, made
+        self._adopt(vision, made, splits)
+
+    def _finetuned(
+        self, vision: VisionModel, made: Made, splits: list[Split]
+    ) -> tuple[VisionModel, Made, list[Split]]:
+        """The encoder trained too, if that makes it better; its time is not the study's budget."""
+        # Here, because what trains takes seconds to import.
+        from beholder.train.finetune import finetune
+
+        assert self.passed is not None
+        minutes = self.options.finetune_budget or 2 * self.options.budget
+        begun = time.monotonic()
+        tuned = finetune(
+            *(vision, made.features, made.data, made.answers, splits[0], self.passed),
+            seconds=60 * minutes or float("inf"),
+        )
+        self.begun += time.monotonic() - begun
+        self.notes.append(tuned.note)
+        if tuned.found is None:
+            return vision, made, splits
+        self.finetuned = True
+        vision, features, answers = tuned.found
+        return vision, Made(made.data, features, answers), splits[:1]
 
     def _adopt(self, vision: VisionModel, made: Made, splits: list[Split]) -> None:
         """The trained head becomes the model's; the portable one the backbone's classifier."""
@@ -436,8 +464,11 @@ class _Study:
         if chosen.with_copies is not None:
             head["options"][f"{chosen.metric}, with changed copies"] = chosen.with_copies
             head["options"]["hardened"] = chosen.hardened
+        if self.finetuned:
+            head = {"name": "linear", "options": dict(chosen.scores)}
         self.facts_of_model = model_facts(vision, "made", "exact") | {
             "head": head,
+            "finetuned": self.finetuned,
             "macs": macs(vision.to("cpu"), torch.zeros(1, 3, *vision.input_size)),
             "portable_accuracy": self._portable_accuracy(answers, data) if portable else None,
         }

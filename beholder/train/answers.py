@@ -168,7 +168,7 @@ def answer(
             fitted = trainer.train(train, sealed)
             decisions = fitted.decide(features, judged)
             chosen = fitted.probability(decisions)
-            repeats.append(_hits(data, judged, chosen.argmax(1), seed=number))
+            repeats.append(hits_of(data, judged, chosen.argmax(1), seed=number))
             if number > 0:
                 continue
             logits[judged] = raw_logits(fitted.head, decisions)
@@ -201,9 +201,9 @@ def answer(
     return Answers(
         logits,
         probability,
-        pl.concat([_hits(data, nobody, nobody, seed=0), *repeats]),
-        pl.concat([_predicted(data, "majority", nobody, nobody), *baselines]),
-        pl.concat([_hits(data, nobody, nobody, share=1.0, draw=0), *learning]),
+        pl.concat([hits_of(data, nobody, nobody, seed=0), *repeats]),
+        pl.concat([predictions_of(data, "majority", nobody, nobody), *baselines]),
+        pl.concat([hits_of(data, nobody, nobody, share=1.0, draw=0), *learning]),
         shipped,
         portable,
         heads,
@@ -211,16 +211,18 @@ def answer(
     )
 
 
-def _hits(
+def hits_of(
     data: Labelled, rows: np.ndarray, predicted: np.ndarray, **columns: float
 ) -> pl.DataFrame:
+    """`columns`, id, correct of these rows."""
     correct = predicted == data.label[rows]
     return pl.DataFrame(
         {"id": pl.Series(data.ids[rows].tolist(), dtype=pl.String), "correct": correct}
     ).select(*(pl.lit(value).alias(name) for name, value in columns.items()), "id", "correct")
 
 
-def _predicted(data: Labelled, name: str, rows: np.ndarray, found: np.ndarray) -> pl.DataFrame:
+def predictions_of(data: Labelled, name: str, rows: np.ndarray, found: np.ndarray) -> pl.DataFrame:
+    """name, id, predicted of these rows."""
     ids = pl.Series(data.ids[rows].tolist(), dtype=pl.String)
     return pl.DataFrame({"id": ids, "predicted": found.astype(np.int32)}).select(
         pl.lit(name).alias("name"), "id", "predicted"
@@ -247,7 +249,7 @@ def _baselines(
         "reference": probability(reference, both).argmax(1),
         "portable": probability(reference, single).argmax(1),
     }
-    return [_predicted(data, name, judged, found) for name, found in predicted.items()]
+    return [predictions_of(data, name, judged, found) for name, found in predicted.items()]
 
 
 def _learning(
@@ -268,7 +270,7 @@ def _learning(
     )
     names = np.unique(data.unit[train])
     whole = fitted.probability(fitted.decide(trainer.features, judged)).argmax(1)
-    found = [_hits(data, judged, whole, share=1.0, draw=0)]
+    found = [hits_of(data, judged, whole, share=1.0, draw=0)]
     for share in LEARNING_SHARES[:-1]:
         for draw in range(LEARNING_DRAWS):
             rng = np.random.default_rng([trainer.seed, draw])
@@ -280,5 +282,5 @@ def _learning(
             copy_calibration(fitted.head, head)
             decisions = np.mean([decide(head, trainer.features, judged, view) for view in views], 0)
             predicted = probability(head, decisions).argmax(1)
-            found.append(_hits(data, judged, predicted, share=share, draw=draw))
+            found.append(hits_of(data, judged, predicted, share=share, draw=draw))
     return found

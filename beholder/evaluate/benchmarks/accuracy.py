@@ -42,6 +42,7 @@ BASELINES = {
     "thumbnail": "16 x 16 grey thumbnail, logistic regression",
     "reference": "final features' mean, logistic regression",
     "portable": "the model as plain timm opens it",
+    "frozen": "the encoder before it was fine-tuned, with its head",
 }
 
 
