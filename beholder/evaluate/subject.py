@@ -30,7 +30,7 @@ from .benchmarks.base import Evidence
 from .given import AsGiven, asked
 
 Progress = Callable[[int], None]
-PROBE = 64
+PROBE = 16
 
 
 def quiet(done: int) -> None:

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from beholder.core.options import Options
-from beholder.core.sections import Section, Severity, Value
+from beholder.core.sections import Section, Severity, Table, Value
 from beholder.evaluate.benchmarks import (
     accuracy,
     calibration,
@@ -51,6 +51,7 @@ def found(**severities: Severity) -> dict[str, Section]:
         ({"accuracy": "good", "calibration": "act"}, "look"),
         ({"accuracy": "good", "calibration": "look"}, "look"),
         ({"accuracy": "good", "data": "act"}, "look"),
+        ({"accuracy": "good", "corruptions": "act"}, "look"),
         ({"accuracy": "good", "groups": "act"}, "act"),
         ({"accuracy": "act", "groups": "good"}, "act"),
         ({"accuracy": "good", "groups": "good", "data": "good"}, "good"),
@@ -195,3 +196,11 @@ def test_sections_are_the_same_twice():
     for id in IDS:
         first[id].budget.seconds = second[id].budget.seconds = 0.0
         assert first[id].to_dict() == second[id].to_dict()
+
+
+@pytest.mark.parametrize(("mild", "said"), [(True, "act"), (False, "look")])
+def test_corruptions_count_when_mild_changes_cost_much(mild, said):
+    sections = found(accuracy="good", corruptions="act")
+    frame = pl.DataFrame({"change": ["JPEG 90"], "to_act_on": [mild]})
+    sections["corruptions"].tables["pipeline"] = Table(frame=frame)
+    assert overall(sections) == said

@@ -69,11 +69,18 @@ def overall(sections: dict[str, Section]) -> Severity:
     """Worst of those that count; the others can only raise to look."""
 
     def counted(section: Section) -> Severity:
-        if section.id in COUNTING:
+        if section.id in COUNTING and not _only_damage(section):
             return section.severity
         return "look" if section.severity in ("look", "act") else "none"
 
     return worst(*map(counted, sections.values()))
+
+
+def _only_damage(section: Section) -> bool:
+    """Corruptions that no one would call mild cost much, and what other pipelines do does not."""
+    if section.id != "corruptions":
+        return False
+    return "pipeline" not in section.tables or not section.frame("pipeline")["to_act_on"].any()
 
 
 def sentence(sections: dict[str, Section], evidence: Evidence) -> str:
