@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -14,32 +13,7 @@ from beholder.core.sections import Section, Value
 from beholder.models.given_model import GivenModel
 
 from .benchmarks.base import Evidence, Records
-
-Kind = Literal["holdout", "given", "cross_fit"]
-
-
-@dataclass
-class Answered:
-    """A model's answers to every image, in the order of the data.
-
-    Attributes:
-        classes: of the answers; the classes of the data come first.
-        logits, probability: [N, C]; NaN rows where there is no answer.
-        roles: train, val or test per image; fold: of a cross-fit, else -1.
-    """
-
-    classes: tuple[str, ...]
-    logits: np.ndarray
-    probability: np.ndarray
-    roles: np.ndarray
-    fold: np.ndarray
-    kind: Kind
-    seeds: list[int]
-    embeddings: np.ndarray | None = None
-    repeats: pl.DataFrame | None = None
-    baselines: pl.DataFrame | None = None
-    learning: pl.DataFrame | None = None
-
+from .given import Answered
 
 LATER: dict[str, type[pl.DataType]] = {
     "oddity": pl.Boolean,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -23,10 +24,33 @@ from beholder.models.classifier_heads import UnitHead
 from beholder.models.classmatch import Match, apply, match_classes, numbered
 from beholder.models.given_model import GivenModel
 
-from .evidence import Answered
-
 PROBE = 64
 CALIBRATION_FOLDS = 5
+
+Kind = Literal["holdout", "given", "cross_fit"]
+
+
+@dataclass
+class Answered:
+    """A model's answers to every image, in the order of the data.
+
+    Attributes:
+        classes: of the answers; the classes of the data come first.
+        logits, probability: [N, C]; NaN rows where there is no answer.
+        roles: train, val or test per image; fold: of a cross-fit, else -1.
+    """
+
+    classes: tuple[str, ...]
+    logits: np.ndarray
+    probability: np.ndarray
+    roles: np.ndarray
+    fold: np.ndarray
+    kind: Kind
+    seeds: list[int]
+    embeddings: np.ndarray | None = None
+    repeats: pl.DataFrame | None = None
+    baselines: pl.DataFrame | None = None
+    learning: pl.DataFrame | None = None
 
 
 class AsGiven:
