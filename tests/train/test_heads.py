@@ -39,6 +39,12 @@ def clouds(
     return rng.normal(size=(count, DIM)) + gap * np.eye(DIM)[labels], labels
 
 
+def scale_of(image: np.ndarray) -> np.ndarray:
+    """The deviations, none below their upper quartile."""
+    deviation = image.std(0)
+    return np.maximum(deviation, np.quantile(deviation, 0.75))
+
+
 def views_of(image: np.ndarray, mirror: np.ndarray | None = None) -> Features:
     def cut(array: np.ndarray) -> list[np.ndarray]:
         return [
@@ -119,7 +125,7 @@ def test_support_vectors_decide_like_scikit_learn() -> None:
     image, labels = clouds(120, 2, gap=1.0)
     head = problem(image, labels).fit(Candidate("kernel", 3.0))
     new = clouds(50, 2, seed=3, gap=1.0)[0]
-    mean, scale = image.mean(0), image.std(0)
+    mean, scale = image.mean(0), scale_of(image)
     peer = SVC(C=3.0, gamma=1 / DIM).fit((image - mean) / scale, labels)
     expected = peer.decision_function((new - mean) / scale)
     np.testing.assert_allclose(
@@ -132,7 +138,7 @@ def test_several_classes_are_one_against_the_rest_like_scikit_learn() -> None:
     decisions = decide(
         problem(image, labels).fit(Candidate("kernel", 1.0, 0.5)), views_of(image), np.arange(120)
     )
-    rows = (image - image.mean(0)) / image.std(0)
+    rows = (image - image.mean(0)) / scale_of(image)
     for k in range(3):
         peer = SVC(C=1.0, gamma=0.5 / DIM).fit(rows, labels == k).decision_function(rows)
         np.testing.assert_allclose(decisions[:, k], peer, atol=5e-3)
@@ -359,7 +365,7 @@ def test_the_means_share_one_shrunk_covariance() -> None:
     image, labels = clouds(60, 2, gap=1.0)
     head = problem(image, labels).fit(Candidate("nearest_mean"))
     assert isinstance(head, LinearHead)
-    rows = (image - image.mean(0)) / image.std(0)
+    rows = (image - image.mean(0)) / scale_of(image)
     means = np.stack([rows[labels == k].mean(0) for k in range(2)])
     shrunk = LedoitWolf(assume_centered=True).fit(rows - means[labels])
     direction = np.linalg.solve(shrunk.covariance_, means[1] - means[0])
@@ -381,12 +387,38 @@ def test_standardisation_sees_the_training_part_only() -> None:
     image[50:] += 1000
     made = problem(image, labels, rows=np.arange(50))
     np.testing.assert_allclose(made.design.mean, image[:50].mean(0), atol=1e-4)
-    np.testing.assert_allclose(made.design.scale, image[:50].std(0), atol=1e-4)
+    np.testing.assert_allclose(made.design.scale, scale_of(image[:50]), atol=1e-4)
 
 
 def test_a_constant_feature_does_no_harm() -> None:
     image, labels = clouds(60, 2)
     image[:, 5] = 7
     made = problem(image, labels)
-    assert made.design.scale[5] == 1
     assert np.isfinite(made.cross_fit(KINDS["kernel"])).all()
+    image[:] = 7
+    assert (problem(image, labels).design.scale == 1).all()
+
+
+def test_no_feature_is_scaled_by_less_than_the_upper_quartile_of_its_part() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(40, 10))
+    image = (image - image.mean(0)) / image.std(0) * [1, 2, 3, 4, 5, 10, 20, 30, 40, 50]
+    features = Features.of(image.astype(np.float32))
+    features.layout = {"low": slice(0, 5), "high": slice(5, 10)}
+    labels, fold = np.arange(40) % 2, np.arange(40) // 2 % 4
+    views: list[View] = ["image"]
+    told = features, np.arange(40), labels, np.eye(2)[labels], fold, views
+    expected = [4, 4, 4, 4, 5, 40, 40, 40, 40, 50]
+    np.testing.assert_allclose(Problem(*told).design.scale, expected, rtol=1e-5)
+    expected = [4.75, 5, 25, 25, 30]  # quartiles of 4, 5 and of 10, 20, 30
+    np.testing.assert_allclose(Problem(*told, slice(3, 8)).design.scale, expected, rtol=1e-5)
+
+
+def test_what_was_almost_constant_cannot_decide_when_it_moves() -> None:
+    image, labels = clouds(120, 2)
+    image[:, 2] *= 1e-3
+    moved = image.copy()
+    moved[:, 2] += 0.5  # five hundred of its deviations
+    head = problem(image, labels).fit(KINDS["kernel"])
+    before, after = (decide(head, views_of(some), np.arange(120)) for some in (image, moved))
+    assert np.abs(after - before).max() < 0.3
