@@ -151,6 +151,8 @@ def columns(table: pl.DataFrame) -> tuple[np.ndarray, list[str]]:
     Returns:
         float64 [N, K] and K names.
     """
+    if not len(table):
+        return np.zeros((0, 0)), []
     found: list[tuple[str, np.ndarray]] = []
     for name in NUMBERS:
         values = table[name].fill_nan(None)

@@ -227,7 +227,7 @@ def measure(subject: Subject) -> Records:
     x, names = columns(table)
     y = np.unique(chosen["label"].to_numpy(), return_inverse=True)[1]
     strata = strata_of(chosen, group_columns(subject.evidence))
-    fold = folds(chosen["unit"].to_numpy(), y, FOLDS, seed)
+    fold = folds(chosen["unit"].to_numpy(), y, FOLDS, seed) if len(y) else y
     outside = np.array([name not in HARMLESS for name in names], bool)
     guesses, scores = [], {part: pl.Series([None] * len(y), dtype=SCORES) for part in PARTS}
     worth = {name: dict[str, float]() for name in dict.fromkeys(names)}
