@@ -750,6 +750,7 @@ class _Study:
             write_atomic(
                 path / "records" / "splits.parquet", lambda out: repeats.write_parquet(out)
             )
+        (path / "log.txt").unlink(missing_ok=True)  # of an earlier try
         if self.tracebacks:
             write_bytes(path / "log.txt", "\n".join(self.tracebacks).encode())
         report.save(path)

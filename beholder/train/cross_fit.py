@@ -6,7 +6,7 @@ import numpy as np
 
 from beholder.core.features import Features, View
 
-from .heads import Candidate, Problem, probability, select, training_folds
+from .heads import Candidate, Problem, calibrated, select, training_folds
 
 
 class CrossFit:
@@ -55,7 +55,4 @@ class CrossFit:
         fold = training_folds(self.unit[rows], label, self.seed)
         views: list[View] = ["image", "mirror"] if self.mirror else ["image"]
         problem = Problem(self.features, rows, label, soft, fold, views, seed=self.seed)
-        decisions = problem.cross_fit(chosen)
-        head = problem.fit(chosen)
-        head.fit_calibration(decisions, label)
-        return probability(head, decisions)
+        return calibrated(chosen, self.soft.shape[1], problem.cross_fit(chosen), label)

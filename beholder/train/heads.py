@@ -114,6 +114,29 @@ def probability(head: Head, decisions: np.ndarray) -> np.ndarray:
     return head.logits(torch.from_numpy(decisions)).softmax(1).numpy()
 
 
+def calibrated(
+    candidate: Candidate, classes: int, decisions: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
+    """Probabilities [n, C] of decisions [n, K] of this kind of head, calibrated on themselves.
+
+    Args:
+        labels: [n] class indices.
+    """
+    head = _unfitted(candidate, classes)
+    head.fit_calibration(decisions, labels)
+    return probability(head, decisions)
+
+
+def _unfitted(candidate: Candidate, classes: int) -> Head:
+    """Calibration alone: such a head decides nothing."""
+    if candidate.kind == "blend":
+        return BlendHead([_unfitted(part, classes) for part in candidate.parts])
+    nothing = torch.zeros(0)
+    return LinearHead(
+        *(nothing, nothing, nothing, nothing, classes), joint=candidate.kind == "logistic"
+    )
+
+
 def raw_logits(head: Head, decisions: np.ndarray) -> np.ndarray:
     """[n, C] before calibration."""
     return head.raw_logits(torch.from_numpy(decisions)).numpy()
