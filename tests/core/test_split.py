@@ -194,7 +194,8 @@ def test_units_stay_whole_and_the_order_of_rows_does_not_matter(frame, seed, ran
     assert counts["role"].max() == counts["fold"].max() == 1
     if result.kind == "holdout":
         largest = frame.group_by("unit").len()["len"].max()
-        assert abs((result.roles == "test").sum() - len(frame) / 4) <= largest
+        cells = frame.select(pl.exclude("id", "unit")).n_unique()  # each is rounded by itself
+        assert abs((result.roles == "test").sum() - len(frame) / 4) <= largest + cells
     order = list(range(len(frame)))
     random.shuffle(order)
     shuffled = frame[order]

@@ -28,6 +28,7 @@ from beholder.evaluate.benchmarks.corruptions import (
 from beholder.evaluate.benchmarks.corruptions_asked import ANSWERS, measure, planned
 from beholder.evaluate.benchmarks.corruptions_tables import CLEAN
 from beholder.evaluate.subject import (
+    PROBE,
     Allowance,
     Answer,
     Deployed,
@@ -469,7 +470,7 @@ def test_the_reference_head_answers_from_the_same_pass() -> None:
     before = model.asked
     rows = measure(made).frames["answers"]
     assert rows["id"].n_unique() == n // 2
-    assert model.asked - before == len(rows) + 1 + 64  # and what it took to know the price
+    assert model.asked - before == len(rows) + 1 + PROBE  # and what it took to know the price
     clean = rows.filter(pl.col("kind") == CLEAN)
     truth = clean.join(made.evidence.frame.select("id", "label"), on="id", maintain_order="left")
     assert (truth["reference"] == truth["label"]).mean() == 1

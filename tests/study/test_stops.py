@@ -16,7 +16,7 @@ from study.world import MODEL, SMALL, Apart, alone, at_write, cli, folders, same
 from beholder.core.errors import StorageError
 from beholder.study import study
 
-WORDS = ["--model", MODEL, "--splits", "1", "--without", "cost"]
+WORDS = ["--model", MODEL, "--splits", "1", "--without", ",".join(SMALL["without"])]
 
 
 def written(run: Path) -> dict[str, Any]:
