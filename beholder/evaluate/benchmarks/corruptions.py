@@ -279,7 +279,7 @@ def pictures(evidence: Evidence, measured: Measured) -> list[Picture]:
     return cards
 
 
-@section("corruptions", "Corruptions", needs=changeable_or_why, measure=measure, share=0.15)
+@section("corruptions", "Corruptions", needs=changeable_or_why, measure=measure, share=0.13)
 def summarise(evidence: Evidence, options: Options) -> Section:
     """Mild changes, fifteen kinds of damage, and edits."""
     measured = Measured.of(evidence)

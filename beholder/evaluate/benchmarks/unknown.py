@@ -156,7 +156,7 @@ def false_refusals(scores: pl.DataFrame, detector: str) -> Value:
     return share(own["refused"].to_numpy(), units, higher_is_better=False)
 
 
-@section("unknown", "Unknown inputs", measure=measure, uses="features", share=0.06)
+@section("unknown", "Unknown inputs", measure=measure, uses="features", share=0.08)
 def summarise(evidence: Evidence, options: Options) -> Section:
     """Detectors against sets of images that must be refused, and what a guard costs."""
     empty = Section(id="unknown", title="Unknown inputs", finding="")
