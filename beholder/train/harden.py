@@ -1,4 +1,19 @@
-"""Hardening: the head also learns from a mildly changed copy of every image."""
+"""Hardening: the head also learns from a mildly changed copy of every image.
+
+What it brings, in % on `solar` (lite0 at 300 px, head as selected, mean of 3 splits; before =
+without the floor of `heads.Design`, which is what mends most and costs nothing):
+
+|          | clean | JPEG 75 | JPEG 90 | half size | bright +10 / -10 % | contrast +10 / -10 % |
+|----------|-------|---------|---------|-----------|--------------------|----------------------|
+| before   | 86.7  | 59.6    | 84.9    | 70.8      | 86.0 / 87.2        | 86.8 / 86.7          |
+| floor    | 87.9  | 86.1    | 87.8    | 80.5      | 87.0 / 87.4        | 87.7 / 87.3          |
+| 1 copy   | 87.4  | 87.7    | 87.4    | 85.9      | 87.2 / 87.3        | 87.6 / 87.0          |
+| 2 copies | 86.9  | 86.6    | 87.3    | 83.8      | 86.6 / 86.7        | 86.8 / 86.3          |
+
+So one copy: one more pass (half of what image and mirror cost) and 1.6 times the time for the heads.
+With it logistic alone gives 86.7 clean, 86.6 as JPEG 75, 84.7 at half size; kernel alone 87.6,
+87.8, 86.3.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +105,7 @@ def add_copies(
         for hash, id in zip(data.hashes, data.images.table["id"], strict=True)
     ]
     try:
-        with passed.stage("copies", len(data), "mildly changed") as stage:
+        with passed.stage("harden", len(data), "mildly changed copies") as stage:
             found = extract(
                 engine,
                 copies,
