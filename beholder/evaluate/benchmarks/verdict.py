@@ -222,7 +222,6 @@ def _help(
         step["command"] = shlex.join(
             ["beholder", "curate", place(data), "--method", "label_errors"]
         )
-        step["gain"] = values.get("gain_without")
     elif id == "duplicates":
         if not (values["images"].estimate or 0) > 0:
             return None
