@@ -464,6 +464,8 @@ class _Study:
         if chosen.with_copies is not None:
             head["options"][f"{chosen.metric}, with changed copies"] = chosen.with_copies
             head["options"]["hardened"] = chosen.hardened
+            if not chosen.hardened:
+                self.notes.append("Not hardened: to learn from changed copies would cost a point.")
         if self.finetuned:
             head = {"name": "linear", "options": dict(chosen.scores)}
         self.facts_of_model = model_facts(vision, "made", "exact") | {

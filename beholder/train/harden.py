@@ -10,7 +10,7 @@ without the floor of `heads.Design`, which is what mends most and costs nothing)
 | 1 copy   | 87.4  | 87.7    | 87.4    | 85.9      | 87.2 / 87.3        | 87.6 / 87.0          |
 | 2 copies | 86.9  | 86.6    | 87.3    | 83.8      | 86.6 / 86.7        | 86.8 / 86.3          |
 
-So one copy: one more pass (half of what image and mirror cost) and 1.6 times the time for the heads.
+So one copy: one more pass (half of what image and mirror cost) and 1.6 times the time for heads.
 With it logistic alone gives 86.7 clean, 86.6 as JPEG 75, 84.7 at half size; kernel alone 87.6,
 87.8, 86.3.
 """
