@@ -26,6 +26,9 @@ from beholder.data.sources import open_images
 
 T = TypeVar("T")
 
+CORE = ("data", "accuracy", "groups", "confusion", "mistakes", "calibration", "method")
+"""Sections of a study that ask nothing of the model but its answers."""
+
 ROUNDS = 3
 MEBIBYTE = 2**20 if sys.platform == "darwin" else 2**10  # what `ru_maxrss` counts in
 

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from .base import (
+    CORE,
     ROUNDS,
     Measured,
     at_most,
@@ -32,7 +33,7 @@ from beholder.study import study
 start = time.perf_counter()
 report = study(
     sys.argv[1], "untrained:test_resnet", out=sys.argv[2],
-    cache=False, budget=0, without=("cost",), quiet=True,
+    cache=False, budget=0, sections=sys.argv[3].split(","), quiet=True,
 )
 print(json.dumps({"all": time.perf_counter() - start} | report.timing))
 """
@@ -48,7 +49,9 @@ def measure(quick: bool = False) -> Measured:
         for number in range(1 if quick else ROUNDS):
             for count, folder in folders.items():
                 run = Path(place) / f"run{number}-{count}"
-                _, peak, out = run_process(python("-c", STUDY, str(folder), str(run)))
+                _, peak, out = run_process(
+                    python("-c", STUDY, str(folder), str(run), ",".join(CORE))
+                )
                 peaks[count].append(peak)
                 stages[count].append(json.loads(out))
     few, many = COUNTS

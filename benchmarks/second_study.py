@@ -14,6 +14,7 @@ from pathlib import Path
 from beholder.evaluate.report import Report
 
 from .base import (
+    CORE,
     Measured,
     at_least,
     at_most,
@@ -39,6 +40,7 @@ def measure(quick: bool = False) -> Measured:
         runs = [Path(place) / "first", Path(place) / "second"]
         for run in runs:
             command = ("-m", "beholder.cli", "study", data, "--out", str(run), "--quiet")
+            command += ("--sections", ",".join((*CORE, "cost")))
             seconds.append(run_process(python(*command))[0])
             stages.append(json.loads((run / "results.json").read_text())["timing"])
             kept.append(shards(cache))

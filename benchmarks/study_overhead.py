@@ -1,8 +1,8 @@
 """`study` against the sum of its forwards: what everything but the network costs.
 
 The forwards are images x views x the seconds per image of the bare engine, measured before and
-after the study in the same process. The study has an empty cache, all stages but `cost` (which only
-runs forwards, to time them) and no limit of time. Imports are not counted: see `startup`.
+after the study in the same process. The study has an empty cache, the sections that need nothing
+but its answers, and no limit of time. Imports are not counted: see `startup`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from beholder.core.engines import Engine
 from beholder.study import study
 from beholder.train.made import VIEWS, choose_engine, make_encoder
 
-from .base import Measured, at_most, class_folders, fresh_cache, measured, solar, timed
+from .base import CORE, Measured, at_most, class_folders, fresh_cache, measured, solar, timed
 from .feature_pass import in_memory
 
 
@@ -34,7 +34,7 @@ def measure(quick: bool = False) -> Measured:
         data = class_folders(solar(images), Path(place) / "solar") if quick else "solar"
         before = seconds_per_pass(engine, batches)
         total, report = timed(
-            lambda: study(data, out=Path(place) / "run", without=("cost",), budget=0, quiet=True)
+            lambda: study(data, out=Path(place) / "run", sections=CORE, budget=0, quiet=True)
         )
         after = seconds_per_pass(engine, batches)
     forwards = images * len(VIEWS) * (before + after) / 2
